@@ -1,0 +1,1 @@
+"""One method per file; the file is named as the method is registered."""

@@ -1,0 +1,1 @@
+"""Manifests, readers, protocols and samplers; one file per source of data."""

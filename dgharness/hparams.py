@@ -1,0 +1,203 @@
+"""Hyperparameters: typed, frozen, with the search space as part of the type.
+
+>>> class Hp(Hparams):
+...     weight: Annotated[float, LogUniform(1e-1, 1e5)] = 10.0
+...     '''Weight of the penalty.'''
+>>> draw(Hp, hparams_seed=0, trial_seed=0).weight      # seed 0 is the defaults
+10.0
+>>> spaces(Hp)
+{'weight': LogUniform(low=0.1, high=100000.0)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dgharness.errors import UsageError, did_you_mean
+from dgharness.seeds import unit_hash
+
+__all__ = [
+    "Annotated",
+    "Choice",
+    "Hparams",
+    "IntLogUniform",
+    "LogUniform",
+    "PowerOfTwo",
+    "Space",
+    "Structural",
+    "Uniform",
+    "checked",
+    "draw",
+    "fields",
+    "spaces",
+]
+
+
+@runtime_checkable
+class Space(Protocol):
+    """A search space: a map from the unit interval to values."""
+
+    def sample(self, u: float) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform on [low, high]."""
+
+    low: float
+    high: float
+
+    def sample(self, u: float) -> float:
+        return self.low + (self.high - self.low) * u
+
+    def __str__(self) -> str:
+        return f"uniform [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Uniform in the logarithm on [low, high]."""
+
+    low: float
+    high: float
+
+    def sample(self, u: float) -> float:
+        return self.low * (self.high / self.low) ** u
+
+    def __str__(self) -> str:
+        return f"log-uniform [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class IntLogUniform:
+    """The integer part of a log-uniform draw on [low, high)."""
+
+    low: float
+    high: float
+
+    def sample(self, u: float) -> int:
+        return int(self.low * (self.high / self.low) ** u)
+
+    def __str__(self) -> str:
+        return f"integer part of log-uniform [{self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class PowerOfTwo:
+    """2^k for an integer k, uniform on low..high inclusive; draws that agree can train together."""
+
+    low: int
+    high: int
+
+    def sample(self, u: float) -> int:
+        return int(2 ** (self.low + int(u * (self.high - self.low + 1))))
+
+    def __str__(self) -> str:
+        return f"power of two [{2**self.low}, {2**self.high}]"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the options, each as likely as the others."""
+
+    options: tuple[Any, ...]
+
+    def sample(self, u: float) -> Any:
+        return self.options[int(u * len(self.options))]
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(str(option) for option in self.options)
+
+
+class Structural:
+    """Marks a field that changes the program and not only its numbers.
+
+    Fields without it may become one number per trial when trials train together, so no code may branch
+    on them.
+    """
+
+
+class Hparams(BaseModel):
+    """Base of all hyperparameters: frozen, without unknown keys; the line under a field is its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+H = TypeVar("H", bound=BaseModel)
+
+
+def spaces(hparams: type[BaseModel]) -> dict[str, Space]:
+    """The search space of every field that has one."""
+    return {
+        name: space
+        for name, field in hparams.model_fields.items()
+        for space in field.metadata
+        if isinstance(space, Space)
+    }
+
+
+def draw(hparams: type[H], hparams_seed: int, trial_seed: int, given: Mapping[str, Any] | None = None) -> H:
+    """Hyperparameters of one draw: the defaults for seed 0, a random draw for every other.
+
+    Each field is hashed from (hyperparameter seed, trial seed, field name): adding a field never shifts
+    another. What is ``given`` is not drawn, whatever the seed.
+    """
+    values = dict(given or {})
+    if hparams_seed:
+        for name, space in spaces(hparams).items():
+            values.setdefault(name, space.sample(unit_hash(hparams_seed, trial_seed, name)))
+    return checked(hparams, values)
+
+
+def checked(hparams: type[H], values: Mapping[str, Any], where: str = "hp") -> H:
+    """Validate values and turn pydantic's report into one sentence.
+
+    >>> class Hp(Hparams):
+    ...     weight: float = 1.0
+    >>> checked(Hp, {"weigth": 2})
+    Traceback (most recent call last):
+      ...
+    dgharness.errors.UsageError: hp.weigth is not a setting here; did you mean 'weight'?
+    """
+    try:
+        return hparams.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(_sentence(hparams, error, where)) from None
+
+
+def fields(hparams: type[BaseModel]) -> list[dict[str, Any]]:
+    """One record per field: name, type, default, space, structural, help."""
+    known = spaces(hparams)
+    return [
+        {
+            "name": name,
+            "type": getattr(field.annotation, "__name__", str(field.annotation)),
+            "default": field.default,
+            "space": str(known[name]) if name in known else None,
+            "structural": Structural in field.metadata,
+            "help": " ".join((field.description or "").split()),
+        }
+        for name, field in hparams.model_fields.items()
+    ]
+
+
+def _sentence(hparams: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join([where, *path] if where else path)
+    if first["type"] == "extra_forbidden":
+        return f"{key} is not a setting here; {did_you_mean(path[-1], _siblings(hparams, path))}"
+    return f"{key}={first['input']!r} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _siblings(hparams: type[BaseModel], path: list[str]) -> list[str]:
+    model = hparams
+    for part in path[:-1]:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Featurizers, heads and weights; one file per architecture."""

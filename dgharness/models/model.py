@@ -1,0 +1,65 @@
+"""A model: a featurizer and a classifier, and how the registry holds one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dgharness.hparams import Hparams
+from dgharness.plugin import API_VERSION
+from dgharness.seeds import seeded
+
+
+class Model(nn.Module):
+    """``classifier(featurizer(x))``: features of [N, D], outputs of [N, C]."""
+
+    def __init__(self, featurizer: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.featurizer, self.classifier = featurizer, classifier
+
+    def features(self, x: Any) -> Tensor:
+        return self.featurizer(x)
+
+    def classify(self, z: Tensor) -> Tensor:
+        return self.classifier(z)
+
+    def forward(self, x: Any) -> Tensor:
+        return self.classify(self.features(x))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as the registry holds it.
+
+    ``featurizer(input_shape, options) -> (module, D)`` may draw from the global generator; the classifier
+    is linear unless ``classifier(D, outputs, options)`` says otherwise. ``weights(options)`` names the
+    weights (id, SHA-256 or None for scratch).
+    """
+
+    featurizer: Callable[[tuple[int, ...], Any], tuple[nn.Module, int]]
+    classifier: Callable[[int, int, Any], nn.Module] = lambda features, outputs, options: nn.Linear(
+        features, outputs
+    )
+    weights: Callable[[Any], tuple[str, str | None]] = lambda options: ("scratch", None)
+    options: type[Hparams] = Hparams
+    doc: str = ""
+    version: int = 1
+    api: int = API_VERSION
+    group: ClassVar[str] = "models"
+
+
+def build_model(
+    spec: ModelSpec, input_shape: tuple[int, ...], outputs: int, options: Any, seed: int, copy: int = 0
+) -> tuple[Model, int]:
+    """A model and its number of features D; each module draws its initialisation from a stream of its own.
+
+    ``copy`` numbers further networks of the same run, which start elsewhere.
+    """
+    with seeded(seed, "init/featurizer", copy):
+        featurizer, features = spec.featurizer(input_shape, options)
+    with seeded(seed, "init/classifier", copy):
+        classifier = spec.classifier(features, outputs, options)
+    return Model(featurizer, classifier), features

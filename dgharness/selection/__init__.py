@@ -1,0 +1,1 @@
+"""One model-selection rule per file: pure functions over logged results."""

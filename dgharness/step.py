@@ -1,0 +1,119 @@
+"""What a method sees: the minibatch, what the model makes of it, and the training data behind it.
+
+Shapes: E rows of a batch (one domain or group each), B examples per row, N = E*B, C outputs,
+D features, K training domains, G groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Predictor(Protocol):
+    """What predicts: per example and deterministic. The model itself is one."""
+
+    def features(self, x: Any) -> Tensor: ...
+
+    def classify(self, z: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes an algorithm may need to build its own parameters."""
+
+    outputs: int
+    features: int
+    domains: int
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the sampler drew. ``x`` is whatever the model takes, flat: N = E*B, row by row."""
+
+    x: Any
+    targets_EB: Tensor
+    domain_EB: Tensor  # 0..K-1 over the training domains
+    group_EB: Tensor  # -1 is unknown
+    index_EB: Tensor  # row of the manifest, for ever
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [E, B]
+    unlabeled: Any = None
+    t: int = 0  # updates completed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Batch):
+    """A batch and what the model makes of it, each computed on first use."""
+
+    model: Any  # features(x), classify(z), model(x)
+    loss: Callable[[Tensor, Tensor], Tensor]  # the task's loss per example, of (logits, targets)
+    noise: Tensor | None = None  # what the method's own ``noise`` drew for this step
+    pretrained: Any = None  # a frozen snapshot of the initial model, when declared as a need
+    text_CD: Tensor | None = None  # class embeddings, when declared as a need
+    augment: Callable[[Any, str], Any] | None = None  # (x, name of a view) -> another view
+    handed_over: Mapping[str, Tensor] = field(default_factory=dict)  # what earlier stages left
+    layers: tuple[str, ...] = ()  # featurizer layers whose outputs ``feature_maps`` holds
+
+    @cached_property
+    def features_EBD(self) -> Tensor:
+        return self._passed[0]
+
+    @cached_property
+    def feature_maps(self) -> dict[str, Tensor]:
+        """Outputs of the declared featurizer layers, flat (N first)."""
+        return self._passed[1]
+
+    @cached_property
+    def logits_EBC(self) -> Tensor:
+        return self._rows(self.model.classify(self.features_EBD.flatten(0, 1)))
+
+    @cached_property
+    def risks_E(self) -> Tensor:
+        return self.loss(self.logits_EBC, self.targets_EB).mean(1)
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.model.classifier
+
+    def fresh(self) -> Step:
+        """The same batch and noise with nothing computed yet."""
+        return dataclasses.replace(self)
+
+    def _rows(self, value_N: Tensor) -> Tensor:
+        return value_N.unflatten(0, self.domain_EB.shape)
+
+    @cached_property
+    def _passed(self) -> tuple[Tensor, dict[str, Tensor]]:
+        maps: dict[str, Tensor] = {}
+        hooks = [
+            self.model.featurizer.get_submodule(name).register_forward_hook(
+                lambda module, args, output, name=name: maps.update({name: output})
+            )
+            for name in self.layers
+        ]
+        z_ND = self.model.features(self.x)
+        for hook in hooks:
+            hook.remove()
+        return self._rows(z_ND), maps
+
+
+class Source(Protocol):
+    """Read-only access to the training data."""
+
+    counts_K: Tensor  # training examples of each domain
+    columns: Mapping[str, Tensor]  # y, domain, group, index and every attribute, one value per row
+
+    def sample(self, where: Mapping[str, int], n: int, generator: torch.Generator) -> Batch:
+        """``n`` examples (one row, with replacement) whose columns equal ``where``."""
+        ...
+
+    def batches(self, split: Literal["train", "val"], size: int) -> Iterator[Batch]:
+        """Every example of a split once, in order and without augmentation; one row per batch."""
+        ...

@@ -1,0 +1,1 @@
+"""Plans of many runs, and the local pool that runs them."""

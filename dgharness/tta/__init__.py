@@ -1,0 +1,1 @@
+"""One test-time method per file."""
