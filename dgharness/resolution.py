@@ -1,0 +1,150 @@
+"""From a configuration to a run: fill in what was left open, and name what decides the result.
+
+A resolved configuration says all there is to say about a run; its hash is the run's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel
+
+from dgharness.config import Part, RunConfig
+from dgharness.data.dataset import Dataset
+from dgharness.hparams import Choice, Hparams, LogUniform, PowerOfTwo, checked, draw
+from dgharness.plugin import AlgorithmSpec
+
+
+class SmallProfile(Hparams):
+    """Defaults and search spaces of small images and tables (DomainBed's for the MNISTs)."""
+
+    lr: Annotated[float, LogUniform(10**-4.5, 10**-2.5)] = 1e-3
+    weight_decay: float = 0.0
+    batch_size: Annotated[int | Literal["all"], PowerOfTwo(3, 9)] = 64
+
+
+class LargeProfile(Hparams):
+    """Defaults and search spaces of photographs (DomainBed's)."""
+
+    lr: Annotated[float, LogUniform(1e-5, 10**-3.5)] = 5e-5
+    weight_decay: Annotated[float, LogUniform(1e-6, 1e-2)] = 0.0
+    batch_size: Annotated[int | Literal["all"], PowerOfTwo(3, 5)] = 32
+    dropout: Annotated[float, Choice((0.0, 0.1, 0.5))] = 0.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """The typed options of the parts, as validated by their own classes."""
+
+    hp: Any
+    model: Any
+    tta: Any = None
+    annotator: Any = None
+
+
+def resolve(
+    config: RunConfig,
+    dataset: Dataset,
+    algorithm: AlgorithmSpec,
+    model_options: type[Hparams],
+    tta_hparams: type[Hparams] | None = None,
+    annotator_hparams: type[Hparams] | None = None,
+) -> tuple[RunConfig, Options]:
+    """Fill in everything left open: by the dataset's defaults, and by the draw of ``hparams_seed``."""
+    seeds = config.hparams_seed, config.trial_seed
+    profile: type[Hparams] = SmallProfile if dataset.profile == "small" else LargeProfile
+    given = {
+        "lr": config.optimizer.lr,
+        "weight_decay": config.optimizer.weight_decay,
+        "batch_size": config.train.batch_size,
+    }
+    drawn: Any = draw(profile, *seeds, {key: value for key, value in given.items() if value is not None})
+    model_values = config.model.options
+    if "dropout" in model_options.model_fields and hasattr(drawn, "dropout"):
+        model_values.setdefault("dropout", drawn.dropout)
+    options = Options(
+        hp=draw(algorithm.hparams, *seeds, config.hp),
+        model=checked(model_options, model_values, "model"),
+        tta=checked(tta_hparams, config.tta.options, "tta") if tta_hparams else None,
+        annotator=checked(annotator_hparams, config.annotator.options, "annotator")
+        if annotator_hparams
+        else None,
+    )
+    defaults, train = dataset.defaults, config.train
+    resolved = config.model_copy(
+        update={
+            "hp": options.hp.model_dump(mode="json"),
+            "data": config.data.model_copy(update={"groups": config.data.groups or dataset.groups}),
+            "protocol": config.protocol.model_copy(
+                update={"targets": config.protocol.targets or (dataset.domains[-1],)}
+            ),
+            "model": Part(
+                name=config.model.name or defaults.model, **options.model.model_dump(mode="json")
+            ),
+            "optimizer": config.optimizer.model_copy(
+                update={"lr": drawn.lr, "weight_decay": drawn.weight_decay}
+            ),
+            "train": train.model_copy(
+                update={
+                    "steps": defaults.steps if train.steps is None else train.steps,
+                    "batch_size": drawn.batch_size,
+                    "sampler": train.sampler or algorithm.sampler or "by-domain",
+                    "eval_every": train.eval_every or defaults.eval_every,
+                }
+            ),
+        }
+    )
+    return resolved, options
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a field that was added later: at this value it leaves the hash as it was before."""
+
+    value: Any
+
+
+def config_hash(config: RunConfig, versions: Mapping[str, int], dataset_digest: str) -> str:
+    """SHA-256 of what decides the result: the settings without execution, the parts' versions, the data."""
+    identity = {
+        "config": _identity(config, leave_out=("execution", "preset", "plugins")),
+        "versions": dict(versions),
+        "data": dataset_digest,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(model: BaseModel, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads(json.dumps(model.model_extra or {}))
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        neutral = [mark for mark in field.metadata if isinstance(mark, Neutral) and mark.value == value]
+        if name in leave_out or neutral:
+            continue
+        kept[name] = _identity(value) if isinstance(value, BaseModel) else value
+    return kept
+
+
+def flat(config: RunConfig) -> dict[str, str]:
+    """Settings as ``section.key`` -> text, for MLflow's parameters.
+
+    >>> flat(RunConfig())["protocol.holdout"]
+    '0.2'
+    """
+    pairs: dict[str, str] = {}
+
+    def walk(prefix: str, tree: Mapping[str, Any]) -> None:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                walk(f"{prefix}{key}.", value)
+            else:
+                pairs[prefix + key] = (
+                    ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+                )
+
+    walk("", config.model_dump(mode="json", exclude={"execution"}))
+    return pairs

@@ -1,0 +1,103 @@
+"""Evaluation: outputs of a predictor on manifest rows, in large batches and without gradients.
+
+Shapes: N examples, C outputs, H heads of a predictor that has several.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgharness.config import TTAConfig
+from dgharness.data.dataset import Dataset, Grouping, Reader
+from dgharness.data.source import batches
+from dgharness.metrics.scores import Scores, score
+from dgharness.plugin import Predictor, Source, TTASpec
+from dgharness.seeds import generator
+
+BATCH = {"small": 2048, "large": 128}
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores predictors on the rows of a split; holds what does not change during a run."""
+
+    dataset: Dataset
+    reader: Reader
+    grouping: Grouping
+    device: torch.device
+    min_group_size: int = 1
+    precision: str = "float32"
+
+    def outputs(self, predictor: Predictor, rows: np.ndarray) -> Tensor:
+        """Outputs [N, C] of the rows, on the CPU in float32."""
+        return torch.cat(
+            [predictor.classify(predictor.features(x)).float().cpu() for x in self._inputs(rows)]
+        )
+
+    def head_outputs(self, predictor: Any, rows: np.ndarray) -> Tensor:
+        """Outputs [H, N, C] of every head of a predictor that has several."""
+        parts = [predictor.heads(predictor.features(x)).float().cpu() for x in self._inputs(rows)]
+        return torch.cat(parts, dim=1)
+
+    def adapted(
+        self,
+        predictor: Predictor,
+        rows: np.ndarray,
+        method: TTASpec,
+        hp: Any,
+        protocol: TTAConfig,
+        source: Source,
+        seed: int,
+    ) -> Tensor:
+        """Outputs [N, C] of a test-time method on one target domain, in the rows' own order.
+
+        The method gets its own copy of the predictor and sees the stream batch by batch; ``offline`` shows
+        it the whole stream once before the pass that counts.
+        """
+        adapt = method.factory(copy.deepcopy(predictor), hp, source, seed)
+        order = (
+            torch.randperm(len(rows), generator=generator(seed, "tta order"))
+            if protocol.order == "shuffled"
+            else torch.arange(len(rows))
+        )
+        stream = rows[order.numpy()]
+        if protocol.mode == "offline":
+            for x in self._batches(stream, protocol.batch_size):
+                adapt(x)
+        outputs = torch.cat(
+            [adapt(x).detach().float().cpu() for x in self._batches(stream, protocol.batch_size)]
+        )
+        return torch.empty_like(outputs).index_copy_(0, order, outputs)
+
+    def scores(self, logits_NC: Tensor, rows: np.ndarray) -> Scores:
+        """Every metric of some rows' outputs."""
+        index = torch.from_numpy(rows)
+        return score(
+            logits_NC,
+            self.dataset.targets_M[index],
+            self.dataset.domain_M[index],
+            self.dataset.domains,
+            self.grouping.group_M[index],
+            self.grouping.names,
+            min_group_size=self.min_group_size,
+        )
+
+    @torch.no_grad()
+    def _inputs(self, rows: np.ndarray) -> Iterator[Any]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield from self._batches(rows, BATCH[self.dataset.profile])
+
+    def _batches(self, rows: np.ndarray, size: int) -> Iterator[Any]:
+        return batches(self.dataset, self.reader, rows, size, self.device)
+
+
+def all_rows(rows_by_domain: Mapping[str, np.ndarray], domains: Sequence[str] | None = None) -> np.ndarray:
+    """Rows of several domains in one array, so that one pass serves them all."""
+    return np.concatenate([rows_by_domain[name] for name in domains or rows_by_domain])
