@@ -82,9 +82,7 @@ def resolve(
             "protocol": config.protocol.model_copy(
                 update={"targets": config.protocol.targets or (dataset.domains[-1],)}
             ),
-            "model": Part(
-                name=config.model.name or defaults.model, **options.model.model_dump(mode="json")
-            ),
+            "model": Part(name=config.model.name or defaults.model, **options.model.model_dump(mode="json")),
             "optimizer": config.optimizer.model_copy(
                 update={"lr": drawn.lr, "weight_decay": drawn.weight_decay}
             ),

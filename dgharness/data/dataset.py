@@ -101,6 +101,18 @@ class Dataset:
     def domain_M(self) -> Tensor:
         return torch.from_numpy(self.manifest["domain"].cat.codes.to_numpy(np.int64, copy=True))
 
+    @cached_property
+    def attributes_M(self) -> dict[str, Tensor]:
+        """Every attribute of all manifest rows: codes of a category (-1 unknown), float32 of a number."""
+        attributes = {}
+        for name in self.manifest.columns.drop(["y", "domain"]):
+            column = self.manifest[name]
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                attributes[name] = torch.from_numpy(column.cat.codes.to_numpy(np.int64, copy=True))
+            elif pd.api.types.is_float_dtype(column.dtype):
+                attributes[name] = torch.from_numpy(column.to_numpy(np.float32, copy=True))
+        return attributes
+
     def rows_of(self, domain: str) -> np.ndarray:
         """Manifest rows of one domain, in manifest order."""
         return np.flatnonzero(self.manifest["domain"].cat.codes.to_numpy() == self.domain_number(domain))
@@ -121,7 +133,10 @@ class Dataset:
             if isinstance(column.dtype, pd.CategoricalDtype):
                 sha.update("\0".join(map(str, column.cat.categories)).encode())
                 column = column.cat.codes.astype("int64")
-            sha.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+            if pd.api.types.is_numeric_dtype(column.dtype):
+                sha.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+            else:
+                sha.update("\0".join(map(str, column)).encode())
         return sha.hexdigest()[:16]
 
 
@@ -164,7 +179,7 @@ class InMemory:
         self.x_M = x_M
 
     def __call__(self, index_N: Tensor) -> Tensor:
-        return self.x_M[index_N.to(self.x_M.device)]
+        return self.x_M.index_select(0, index_N.to(self.x_M.device))
 
     def to(self, device: torch.device) -> InMemory:
         return InMemory(self.x_M.to(device))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 from dgharness.plugin import API_VERSION
 from dgharness.seeds import seeded
+
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Model(nn.Module):
@@ -63,3 +67,17 @@ def build_model(
     with seeded(seed, "init/classifier", copy):
         classifier = spec.classifier(features, outputs, options)
     return Model(featurizer, classifier), features
+
+
+def image_channels(model: str, input_shape: tuple[int, ...]) -> int:
+    """The channels of one [C, H, W] example, or a UsageError when the input is not an image.
+
+    >>> image_channels("mnist-cnn", (2, 28, 28))
+    2
+    """
+    if len(input_shape) != 3:
+        raise UsageError(
+            f"the model {model} takes images [channels, height, width], but an example of this dataset has "
+            f"shape {list(input_shape)}; choose the model mlp or linear"
+        )
+    return input_shape[0]

@@ -6,7 +6,7 @@ Shapes: N examples, C outputs, H heads of a predictor that has several.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,11 @@ class Evaluator:
 
     def outputs(self, predictor: Predictor, rows: np.ndarray) -> Tensor:
         """Outputs [N, C] of the rows, on the CPU in float32."""
-        return torch.cat(
-            [predictor.classify(predictor.features(x)).float().cpu() for x in self._inputs(rows)]
-        )
+        return torch.cat(self._mapped(lambda x: predictor.classify(predictor.features(x)), rows))
 
     def head_outputs(self, predictor: Any, rows: np.ndarray) -> Tensor:
         """Outputs [H, N, C] of every head of a predictor that has several."""
-        parts = [predictor.heads(predictor.features(x)).float().cpu() for x in self._inputs(rows)]
-        return torch.cat(parts, dim=1)
+        return torch.cat(self._mapped(lambda x: predictor.heads(predictor.features(x)), rows), dim=1)
 
     def adapted(
         self,
@@ -89,10 +86,10 @@ class Evaluator:
             min_group_size=self.min_group_size,
         )
 
-    @torch.no_grad()
-    def _inputs(self, rows: np.ndarray) -> Iterator[Any]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            yield from self._batches(rows, BATCH[self.dataset.profile])
+    def _mapped(self, fn: Callable[[Any], Tensor], rows: np.ndarray) -> list[Tensor]:
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.no_grad(), autocast:
+            return [fn(x).float().cpu() for x in self._batches(rows, BATCH[self.dataset.profile])]
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterator[Any]:
         return batches(self.dataset, self.reader, rows, size, self.device)

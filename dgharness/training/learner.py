@@ -185,9 +185,7 @@ class Learner:
 
     # --- prediction and state ----------------------------------------------------------------------
 
-    def predictor(
-        self, source: Source | None = None, weights: Mapping[str, Any] | None = None
-    ) -> Predictor:
+    def predictor(self, source: Source | None = None, weights: Mapping[str, Any] | None = None) -> Predictor:
         """What predicts, in evaluation mode: the given weights, else the average if there is one."""
         algorithm: Any = self.averaged.module if self.averaged is not None else self.algorithm
         if weights is not None:

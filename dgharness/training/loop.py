@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from dgharness.data.protocols import Splits
 from dgharness.data.sampling import Sampler
 from dgharness.data.source import TrainingSource, make_batch
 from dgharness.errors import DivergenceError, Interrupted
-from dgharness.names import slug
+from dgharness.names import slugs
 from dgharness.plugin import Stage
 from dgharness.rundir import RunDir
 from dgharness.seeds import generator
@@ -25,6 +26,7 @@ from dgharness.training.evaluation import Evaluator, all_rows
 from dgharness.training.learner import Learner
 from dgharness.training.progress import Progress
 from dgharness.training.signals import StopFlag
+from dgharness.training.target import score_target
 
 
 @dataclass
@@ -49,10 +51,17 @@ class Run:
     best: dict[str, tuple[float, int]] = field(default_factory=dict)  # rule -> (score, step)
     seconds: float = 0.0
     images: int = 0
+    mark: float = field(default_factory=time.perf_counter)  # until when ``seconds`` counts
 
     @property
     def total(self) -> int:
         return self.config.train.steps or 0
+
+    def lap(self) -> float:
+        """Seconds spent on this run so far, over all its resumptions."""
+        now = time.perf_counter()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+        return self.seconds
 
     @property
     def over(self) -> bool:
@@ -66,16 +75,15 @@ def fit(run: Run) -> None:
     while not run.over:
         stage = learner.enter_stage(run.source)
         batch = next_batch(run, stage)
-        with run.progress.clock(run):
-            metrics = learner.step(
-                batch.x,
-                batch.targets_EB,
-                domain_EB=batch.domain_EB,
-                group_EB=batch.group_EB,
-                index_EB=batch.index_EB,
-                attributes=batch.attributes,
-                unlabeled=batch.unlabeled,
-            )
+        metrics = learner.step(
+            batch.x,
+            batch.targets_EB,
+            domain_EB=batch.domain_EB,
+            group_EB=batch.group_EB,
+            index_EB=batch.index_EB,
+            attributes=batch.attributes,
+            unlabeled=batch.unlabeled,
+        )
         run.recent.append((learner.t, metrics))
         run.images += batch.index_EB.numel()
         evaluating = learner.t % eval_every == 0 or run.over
@@ -84,10 +92,12 @@ def fit(run: Run) -> None:
         if evaluating:
             evaluation = validate(run)
             keep_best(run, evaluation)
+            run.lap()
             checkpoint.save(run)
             run.tracker.deliver()
             run.progress.line(run, evaluation)
         if run.stop.signal is not None:
+            run.lap()
             checkpoint.save(run)
             raise Interrupted(run.stop.signal)
 
@@ -121,12 +131,12 @@ def log_training(run: Run) -> None:
     stacked = {
         name: torch.stack([value for _, value in column]).float().cpu() for name, column in columns.items()
     }
-    bad = [
-        (column[int(first)][0], name == "loss", name)
-        for name, column in columns.items()
-        if len(first := (~stacked[name].flatten(1).isfinite().all(1)).nonzero().flatten())
-        for first in [first[0]]
-    ]
+    bad = []
+    for name, values in stacked.items():
+        steps = (~values.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if steps:
+            # The loss is a sum of the terms: at the same step, name the term.
+            bad.append((columns[name][steps[0]][0], name == "loss", name))
     if bad:
         step, _, term = min(bad)
         raise DivergenceError(term.removesuffix("s_E"), step)
@@ -135,8 +145,8 @@ def log_training(run: Run) -> None:
         if mean.dim() == 0:
             run.rundir.record(f"train/{name}", float(mean), run.learner.t)
         elif len(mean) == len(run.splits.train_domains):
-            for domain, value in zip(run.splits.train_domains, mean.tolist(), strict=True):
-                run.rundir.record(f"train/{name.removesuffix('s_E')}/{slug(domain)}", value, run.learner.t)
+            for domain, value in zip(slugs(run.splits.train_domains).values(), mean.tolist(), strict=True):
+                run.rundir.record(f"train/{name.removesuffix('s_E')}/{domain}", value, run.learner.t)
     run.recent.clear()
 
 
@@ -154,8 +164,6 @@ def validate(run: Run) -> Evaluation:
     evaluation = Evaluation(t, metrics)
     run.evaluations.append(evaluation)
     if any(rule.pairs for rule in run.rules):
-        from dgharness.training.target import score_target
-
         score_target(run, t, predictor)
     return evaluation
 

@@ -9,9 +9,10 @@ from typing import Any
 
 
 class StopFlag:
-    """While it is entered, a signal sets ``signal``; a second one stops at once.
+    """While it is entered, a signal sets ``signal``; a second Ctrl-C stops at once.
 
-    Signals reach the main thread only; elsewhere it never fires.
+    Signals reach the main thread only; elsewhere it never fires. A signal that the process ignores, as the
+    workers of a pool ignore Ctrl-C, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,8 @@ class StopFlag:
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -31,6 +33,6 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number

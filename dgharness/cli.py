@@ -1,0 +1,255 @@
+"""The command line: a thin shell. Every heavy import is inside the command that needs it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="dgharness",
+    help="Train, measure and compare domain generalization algorithms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+algorithms_app = typer.Typer(help="The algorithms there are: list them, or show one.")
+datasets_app = typer.Typer(help="The datasets there are: list them, or show one.")
+app.add_typer(algorithms_app, name="algorithms")
+app.add_typer(datasets_app, name="datasets")
+
+Algorithm = Annotated[str, typer.Option("--algorithm", "-a", help="dgharness algorithms lists them.")]
+DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="NAME, or folder:PATH and the like.")]
+Targets = Annotated[list[str], typer.Option("--target", "-t", help="Domain held out; may be repeated.")]
+DataRoot = Annotated[str, typer.Option("--data-root", help="Where datasets that are not bundled lie.")]
+Preset = Annotated[str, typer.Option("--preset", help="Settings of a published protocol, or a YAML file.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in a YAML file.")]
+Sets = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; dgharness config lists the keys.")]
+Plugins = Annotated[list[str], typer.Option("--plugin", help="Uninstalled code: MODULE:ATTR or FILE.py:ATTR.")]
+Output = Annotated[str, typer.Option("--output", help="Run directories are made here [default: runs].")]
+Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment [default: DATASET/PROTOCOL].")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; write nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+
+
+@app.command()
+def train(
+    algorithm: Algorithm = "",
+    dataset: DatasetName = "",
+    target: Targets = [],  # noqa: B006
+    data_root: DataRoot = "",
+    preset: Preset = "",
+    config: ConfigFile = None,
+    set_: Sets = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+    hparams_seed: Annotated[int | None, typer.Option(help="0: the defaults; others: a random draw.")] = None,
+    trial_seed: Annotated[int | None, typer.Option(help="Data generation, split, initialisation, order.")] = None,
+    output: Output = "",
+    experiment: Experiment = "",
+    resume: Annotated[str, typer.Option("--resume", help="Continue this run id.")] = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one algorithm on one split, tracked in MLflow."""
+    from dgharness.commands import run_train
+
+    flags = _flags(
+        algorithm=algorithm,
+        dataset=dataset,
+        target=target,
+        data_root=data_root,
+        plugin=plugin,
+        output=output,
+        experiment=experiment,
+        hparams_seed=hparams_seed,
+        trial_seed=trial_seed,
+    )
+    layers = {"preset": preset, "file": config, "sets": set_, "flags": flags}
+    run_train(layers, resume=resume, output=output or "runs", dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
+def sweep(
+    algorithms: Annotated[list[str], typer.Option("--algorithms", "-a", help="Names, patterns or all.")] = ["all"],  # noqa: B006
+    dataset: DatasetName = "",
+    target: Targets = [],  # noqa: B006
+    trials: Annotated[int, typer.Option(help="Trial seeds 0..N-1.", min=1)] = 3,
+    hparams: Annotated[int, typer.Option(help="Draws: the defaults and N-1 random ones.", min=1)] = 1,
+    rule: Annotated[list[str], typer.Option("--rule", help="Selection rules to prepare for.")] = [],  # noqa: B006
+    workers: Annotated[int, typer.Option(help="Processes [default: one per 2 cores on CPU].", min=0)] = 0,
+    data_root: DataRoot = "",
+    preset: Preset = "",
+    config: ConfigFile = None,
+    set_: Sets = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+    output: Output = "",
+    experiment: Experiment = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train algorithms x targets x hyperparameter draws x trials; run it again to continue."""
+    from dgharness.commands import run_sweep
+
+    flags = _flags(
+        dataset=dataset,
+        data_root=data_root,
+        plugin=plugin,
+        output=output,
+        experiment=experiment,
+    )
+    if rule:
+        flags["selection"] = {"rules": _commas(rule)}
+    layers = {"preset": preset, "file": config, "sets": set_, "flags": flags}
+    run_sweep(
+        layers,
+        algorithms=_commas(algorithms),
+        targets=target,
+        trials=trials,
+        hparams=hparams,
+        workers=workers,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def report(
+    experiment: Annotated[str, typer.Argument(help="MLflow experiment, as the run printed it.")],
+    rule: Annotated[
+        list[str], typer.Option("--rule", help="Selection rule; several make a table side by side.")
+    ] = ["training-domain-validation"],  # noqa: B006
+    baseline: Annotated[str, typer.Option(help="Differences are to this algorithm.")] = "erm",
+    format_: Annotated[str, typer.Option("--format", help="text, markdown, latex, csv or json.")] = "text",
+    to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of stdout.")] = None,
+) -> None:
+    """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
+    from dgharness.commands import run_report
+
+    run_report(experiment, _commas(rule), baseline=baseline, format_=format_, to=to)
+
+
+@algorithms_app.callback(invoke_without_command=True)
+def list_algorithms(
+    context: typer.Context,
+    pattern: Annotated[str, typer.Option("--pattern", help="Names like this: '*coral*'.")] = "*",
+    unverified: Annotated[bool, typer.Option(help="Also those from incomplete sources.")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """List the algorithms with their source and trust tier."""
+    if context.invoked_subcommand is None:
+        from dgharness.listing import list_entries
+
+        list_entries("algorithms", pattern, unverified, plugin, as_json)
+
+
+@algorithms_app.command("show")
+def show_algorithm(name: str, plugin: Plugins = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Paper, equation, hyperparameters, needs, trust tier and source of one algorithm."""
+    from dgharness.listing import show_entry
+
+    show_entry("algorithms", name, plugin, as_json)
+
+
+@datasets_app.callback(invoke_without_command=True)
+def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the datasets."""
+    if context.invoked_subcommand is None:
+        from dgharness.listing import list_entries
+
+        list_entries("datasets", "*", False, [], as_json)
+
+
+@datasets_app.command("show")
+def show_dataset(name: str, data_root: DataRoot = "", as_json: AsJson = False) -> None:
+    """Options of a dataset and, where it can be loaded, its examples by domain and group."""
+    from dgharness.listing import show_dataset
+
+    show_dataset(name, data_root, as_json)
+
+
+@app.command("config")
+def config_(
+    algorithm: Annotated[str, typer.Argument(help="Whose hyperparameters to list.")] = "erm",
+    preset: Preset = "",
+) -> None:
+    """Print every setting as commented YAML, to be edited and given to --config."""
+    from dgharness.listing import print_config
+
+    print_config(algorithm, preset)
+
+
+@app.command()
+def sync(output: Output = "") -> None:
+    """Deliver to MLflow what runs could not deliver when the store was away."""
+    from dgharness.commands import run_sync
+
+    run_sync(output or "runs")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which devices there are, and whether the MLflow store can be used."""
+    from dgharness.commands import run_doctor
+
+    run_doctor()
+
+
+def _flags(
+    *,
+    algorithm: str = "",
+    dataset: str = "",
+    target: list[str] = [],  # noqa: B006
+    data_root: str = "",
+    plugin: list[str] = [],  # noqa: B006
+    output: str = "",
+    experiment: str = "",
+    hparams_seed: int | None = None,
+    trial_seed: int | None = None,
+) -> dict[str, Any]:
+    """The flags that were given, as settings."""
+    settings: dict[str, Any] = {
+        "algorithm": algorithm,
+        "data": {"name": dataset},
+        "protocol": {"targets": list(target)},
+        "plugins": list(plugin),
+        "hparams_seed": hparams_seed,
+        "trial_seed": trial_seed,
+        "execution": {"data_root": data_root, "output": output, "experiment": experiment},
+    }
+    given: dict[str, Any] = {}
+    for key, value in settings.items():
+        kept = {k: v for k, v in value.items() if v} if isinstance(value, dict) else value
+        if kept not in ("", None, [], {}):
+            given[key] = kept
+    return given
+
+
+def _commas(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one sentence and exit code 2, never a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from dgharness.errors import DivergenceError, Interrupted, UsageError
+
+    try:
+        app()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except DivergenceError as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(128 + error.signal)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,106 @@
+"""How the rows of a dataset are split into training, validation and test.
+
+A protocol is a function ``(dataset, targets, trial_seed, holdout) -> Splits``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dgharness.data.dataset import Dataset
+from dgharness.errors import UsageError
+from dgharness.seeds import seed_hash
+
+Rows = Mapping[str, np.ndarray]  # domain -> manifest rows
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Manifest rows by split and domain.
+
+    ``train`` and ``val`` hold the training domains; ``test`` and ``test_holdout`` the targets, the latter
+    for the oracle alone.
+    """
+
+    rows: Mapping[str, Rows]
+
+    @property
+    def train_domains(self) -> tuple[str, ...]:
+        return tuple(self.rows["train"])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(self.rows["test"])
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (16 digits) of every split: its domains and their rows in order."""
+        return {split: _digest(rows) for split, rows in self.rows.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (16 digits) over all splits."""
+        return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()[:16]
+
+
+def leave_one_domain_out(
+    dataset: Dataset, targets: Sequence[str], trial_seed: int, holdout: float = 0.2
+) -> Splits:
+    """Train on all domains but the targets; keep the part ``holdout`` of every domain apart.
+
+    The rows and their order are those of DomainBed for the same sizes and trial seed (``scripts/train.py``
+    and ``split_dataset`` in ``lib/misc.py``). Targets are taken in the dataset's order.
+    """
+    if not targets:
+        raise UsageError(f"no target named; hold out at least one of {', '.join(dataset.domains)}")
+    if not 0 < holdout < 1:
+        raise UsageError(f"protocol.holdout={holdout} must lie between 0 and 1")
+    held_out = [dataset.domain_number(name) for name in targets]
+    if len(set(held_out)) < len(held_out):
+        raise UsageError(f"a target is named twice: {', '.join(targets)}; name each domain once")
+    if len(held_out) == len(dataset.domains):
+        raise UsageError(
+            f"no domain of {dataset.name} is left for training; name fewer targets than "
+            f"{', '.join(dataset.domains)}"
+        )
+    rows: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}, "test": {}, "test_holdout": {}}
+    for number, name in enumerate(dataset.domains):
+        seed = seed_hash(int(trial_seed), number)
+        of_domain = dataset.rows_of(name)
+        apart, kept = _split(of_domain, int(len(of_domain) * holdout), seed)
+        if not len(apart):
+            raise UsageError(
+                f"domain {name!r} of {dataset.name} has {len(of_domain)} examples, too few to keep the part "
+                f"{holdout} of it apart; add examples or raise protocol.holdout"
+            )
+        if number in held_out:
+            # DomainBed splits a target once more, to take no example out of it for adaptation.
+            _, kept = _split(kept, 0, seed)
+            rows["test"][name], rows["test_holdout"][name] = kept, apart
+        else:
+            rows["train"][name], rows["val"][name] = kept, apart
+    return Splits(rows)
+
+
+PROTOCOLS: dict[str, Callable[[Dataset, Sequence[str], int, float], Splits]] = {
+    "leave-one-domain-out": leave_one_domain_out
+}
+
+
+def _split(rows: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.arange(len(rows))
+    np.random.RandomState(seed).shuffle(order)
+    return rows[order[:n]], rows[order[n:]]
+
+
+def _digest(rows: Rows) -> str:
+    sha = hashlib.sha256()
+    for domain, of_domain in rows.items():
+        sha.update(f"{domain}\0{len(of_domain)}\0".encode())
+        sha.update(np.ascontiguousarray(of_domain, dtype="<i8").tobytes())
+    return sha.hexdigest()[:16]

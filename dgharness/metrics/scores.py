@@ -1,0 +1,215 @@
+"""What a set of predictions is worth: per domain, per group, per class, and in summary.
+
+Shapes: N examples, C classes, K slices (domains, groups or classes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dgharness.names import slugs
+
+FEW = 50  # up to so many domains or groups are logged one by one
+ECE_BINS = 15
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The slice with the lowest accuracy; NaN and nameless where no slice qualifies."""
+
+    name: str
+    acc: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Accuracy, mean loss and count of every slice; an empty slice is NaN with count 0, never 0.0."""
+
+    names: tuple[str, ...]
+    acc_K: Tensor
+    loss_K: Tensor
+    count_K: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Unweighted mean accuracy over the slices that are not empty."""
+        return self.present().acc_K.mean().item()
+
+    @property
+    def p10(self) -> float:
+        """10th percentile (linear between neighbours) of the accuracies of the slices that are not empty."""
+        acc_K = self.present().acc_K
+        return acc_K.quantile(0.1).item() if len(acc_K) else float("nan")
+
+    def worst(self, min_size: int = 1) -> Worst:
+        """The first of the slices with the lowest accuracy, among those of at least ``min_size`` examples."""
+        acc_K = self.acc_K.where((self.count_K >= min_size) & ~self.acc_K.isnan(), torch.inf)
+        if not len(acc_K) or acc_K.min().isinf():
+            return Worst("", float("nan"), 0)
+        k = int(acc_K.argmin())
+        return Worst(self.names[k], acc_K[k].item(), int(self.count_K[k]))
+
+    def present(self) -> Slices:
+        """Without the empty ones."""
+        kept_K = self.count_K > 0
+        names = tuple(name for name, kept in zip(self.names, kept_K.tolist(), strict=True) if kept)
+        return Slices(names, self.acc_K[kept_K], self.loss_K[kept_K], self.count_K[kept_K])
+
+    def rows(self) -> Iterator[tuple[str, float, float, int]]:
+        """(name, accuracy, loss, count) of every slice."""
+        return zip(
+            self.names, self.acc_K.tolist(), self.loss_K.tolist(), self.count_K.long().tolist(), strict=True
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything measured on one split."""
+
+    domains: Slices
+    groups: Slices
+    classes: Slices
+    acc_avg: float  # over examples
+    nll: float  # mean cross-entropy
+    ece: float
+    count: int
+    min_group_size: int = 1
+    train_count_G: Tensor | None = None
+
+    @property
+    def acc_domain_mean(self) -> float:
+        return self.domains.mean
+
+    @property
+    def acc_group_mean(self) -> float:
+        return self.groups.mean
+
+    @cached_property
+    def acc_worst_domain(self) -> Worst:
+        return self.domains.worst()
+
+    @cached_property
+    def wga(self) -> Worst:
+        """Worst-group accuracy, over groups of at least ``min_group_size`` examples."""
+        return self.groups.worst(self.min_group_size)
+
+    @cached_property
+    def worst_class_acc(self) -> Worst:
+        return self.classes.worst()
+
+    @property
+    def acc_adjusted(self) -> float | None:
+        """Group accuracies weighted by the groups' share of the training data, as WILDS does for Waterbirds.
+
+        NaN where a group with training weight has no example here; None without training counts.
+        """
+        if self.train_count_G is None:
+            return None
+        weight_G = self.train_count_G.double() / self.train_count_G.sum()
+        return (weight_G * self.groups.acc_K)[weight_G > 0].sum().item()
+
+    def flat(self, split: str) -> dict[str, float]:
+        """Metric keys ``split/metric/name`` and ``split/metric`` to numbers.
+
+        A domain without an example in this split is not part of it and gets no key; an empty group gets NaN
+        and count 0. Above 50 domains or groups only mean, worst and 10th percentile are given.
+        """
+        found = {
+            "acc_avg": self.acc_avg,
+            "nll": self.nll,
+            "ece": self.ece,
+            "count": float(self.count),
+            "acc_domain_mean": self.acc_domain_mean,
+            "acc_worst_domain": self.acc_worst_domain.acc,
+            "acc_worst_domain_count": float(self.acc_worst_domain.count),
+            "acc_group_mean": self.acc_group_mean,
+            "wga": self.wga.acc,
+            "wga_count": float(self.wga.count),
+            "worst_class_acc": self.worst_class_acc.acc,
+            "worst_class_count": float(self.worst_class_acc.count),
+        }
+        if self.acc_adjusted is not None:
+            found["acc_adjusted"] = self.acc_adjusted
+        found |= _named(self.domains.present(), "", "acc_domain_p10")
+        found |= _named(self.groups, "group_", "acc_group_p10")
+        return {f"{split}/{key}": value for key, value in found.items()}
+
+
+def score(
+    logits_NC: Tensor,
+    targets_N: Tensor,
+    domain_N: Tensor,
+    domain_names: Sequence[str],
+    group_N: Tensor,
+    group_names: Sequence[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    min_group_size: int = 1,
+    train_count_G: Tensor | None = None,
+) -> Scores:
+    """Score classification logits; a group of -1 is unknown and counts in no group.
+
+    A row with a NaN logit is neither right nor wrong: it makes every number that it enters NaN.
+    """
+    logits_NC = logits_NC.detach() if logits_NC.dtype == torch.float64 else logits_NC.detach().float()
+    targets_N = targets_N.to(logits_NC.device)
+    log_p_NC = logits_NC.log_softmax(-1)
+    loss_N = -log_p_NC.gather(-1, targets_N[:, None]).squeeze(-1).double().cpu()
+    confidence_N, predicted_N = log_p_NC.max(-1)
+    correct_N = (predicted_N == targets_N).double().where(~confidence_N.isnan(), torch.nan).cpu()
+    classes = class_names or [str(c) for c in range(logits_NC.shape[-1])]
+
+    def sliced(slice_N: Tensor, names: Sequence[str]) -> Slices:
+        return _sliced(slice_N.cpu(), tuple(names), correct_N, loss_N)
+
+    return Scores(
+        domains=sliced(domain_N, domain_names),
+        groups=sliced(group_N, group_names),
+        classes=sliced(targets_N, classes),
+        acc_avg=correct_N.mean().item(),
+        nll=loss_N.mean().item(),
+        ece=ece(confidence_N.double().exp().cpu(), correct_N),
+        count=len(targets_N),
+        min_group_size=min_group_size,
+        train_count_G=None if train_count_G is None else train_count_G.cpu(),
+    )
+
+
+def ece(confidence_N: Tensor, correct_N: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error of the predicted class, over bins of equal width, closed on the right.
+
+    The absolute gap between accuracy and mean confidence in each bin, weighted by the share of examples.
+
+    >>> ece(torch.tensor([0.8, 0.8]).double(), torch.tensor([1.0, 0.0]).double())
+    0.30000...
+    """
+    bin_N = (confidence_N.nan_to_num(0.0) * bins).ceil().long().clamp(1, bins) - 1
+    gap_B = torch.bincount(bin_N, weights=correct_N - confidence_N, minlength=bins)
+    return gap_B.abs().sum().item() / len(bin_N) if len(bin_N) else float("nan")
+
+
+def _named(slices: Slices, prefix: str, p10: str) -> dict[str, float]:
+    if len(slices.names) > FEW:
+        return {p10: slices.p10}
+    slug_of = slugs(slices.names)
+    return {
+        f"{prefix}{metric}/{slug_of[name]}": value
+        for name, acc, loss, count in slices.rows()
+        for metric, value in (("acc", acc), ("loss", loss), ("count", float(count)))
+    }
+
+
+def _sliced(slice_N: Tensor, names: tuple[str, ...], correct_N: Tensor, loss_N: Tensor) -> Slices:
+    known_N = slice_N >= 0
+
+    def total(weight_N: Tensor) -> Tensor:
+        return torch.bincount(slice_N[known_N], weights=weight_N[known_N], minlength=len(names))
+
+    count_K = total(torch.ones_like(loss_N))  # 0/0 is the NaN of an empty slice
+    return Slices(names, total(correct_N) / count_K, total(loss_N) / count_K, count_K.long())

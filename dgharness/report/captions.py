@@ -1,0 +1,67 @@
+"""The sentences that make a table citable: what was run, how it was chosen, what the numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgharness.report.statistics import ALPHA, Comparison, smallest_p
+from dgharness.report.table import Block, label_of
+from dgharness.selection.rule import Rule, RunRecord
+
+
+def title(rule: Rule) -> str:
+    """The rule's name, with the oracle called one."""
+    return f"{rule.name} (oracle)" if rule.oracle else rule.name
+
+
+def caption(
+    block: Block,
+    rules: Sequence[Rule],
+    *,
+    trials: int,
+    draws: int,
+    baseline: str | None,
+    comparisons: Sequence[Comparison],
+    gaps: bool,
+) -> str:
+    """Everything that a reader needs beside the numbers, as a few sentences."""
+    return " ".join(
+        [
+            f"Accuracy (%) on held-out domains: {block}.",
+            *(f"{title(rule)}: {rule.caption}" for rule in rules),
+            _spread(trials, draws),
+            *([_significance(baseline, comparisons)] if baseline and comparisons else []),
+            *(["Gap: accuracy under the oracle minus accuracy under the rule, in points."] if gaps else []),
+        ]
+    )
+
+
+def warnings(records: Sequence[RunRecord]) -> list[str]:
+    """What a reader must know about a row before believing it."""
+    found = []
+    for record in records:
+        label = label_of(record)
+        if record.tags.get("dg.trust") == "unverified":
+            found.append(f"{label} is an unverified reconstruction: its numbers do not speak for the method.")
+        if uses := record.tags.get("dg.uses"):
+            found.append(f"{label} uses {uses}.")
+    return list(dict.fromkeys(found))
+
+
+def _spread(trials: int, draws: int) -> str:
+    drawn = f"{draws} hyperparameter draw{'s' if draws > 1 else ''} per trial"
+    if trials < 2:
+        return f"1 trial, {drawn}: no standard error and no test."
+    return f"{trials} trials, {drawn}; mean ± standard error over trials (ddof = 1)."
+
+
+def _significance(baseline: str, comparisons: Sequence[Comparison]) -> str:
+    n = min(comparison.trials for comparison in comparisons)
+    found = sum(comparison.significant for comparison in comparisons)
+    many = len(comparisons)
+    return (
+        f"Differences to {baseline} are paired by trial, with 95 % t-intervals; * marks p ≤ {ALPHA:g} in a paired "
+        f"t-test after Holm's correction over the {many} comparison{'s' if many > 1 else ''} of this table "
+        f"({found} marked). The t-test takes the differences for normal; without that, the smallest p "
+        f"reachable with {n} trials is {smallest_p(n):.2g}."
+    )

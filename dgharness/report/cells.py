@@ -1,0 +1,218 @@
+"""From run records to tables: one rule with a column per held-out domain, or one domain with a column per rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from dgharness.report import captions
+from dgharness.report.outcomes import Expected, Grid, NotApplicable, Outcome, accuracy, grid, metric, outcome
+from dgharness.report.statistics import Comparison, compare, holm
+from dgharness.report.table import Block, Cell, Column, Row, Table, algorithm_of, block_of
+from dgharness.selection.rule import Rule, RunRecord
+
+Layout = Literal["auto", "targets", "rules"]
+Cells = Mapping[str, Cell]  # row label -> its cell in one column
+
+
+def build_tables(
+    records: Sequence[RunRecord],
+    rules: Sequence[Rule],
+    *,
+    baseline: str = "erm",
+    expected: Sequence[Expected] | None = None,
+    layout: Layout = "auto",
+    extras: Sequence[str] = (),
+    gaps: bool = True,
+    not_applicable: NotApplicable | None = None,
+) -> list[Table]:
+    """Compare algorithms; runs that differ in dataset, protocol, model, weights or preset stand in tables apart.
+
+    ``expected`` lists the planned runs as (algorithm, targets, hparams_seed, trial_seed); without it the plan
+    is the full product of what the records hold. A cell with a run that is missing or not finished is named,
+    and its row has no average. ``layout`` "targets" gives a table per rule, "rules" a table per held-out
+    domain with the rules side by side; "auto" takes the latter where there is one domain and several rules.
+    ``extras`` are further metrics of the chosen checkpoints on the test split, such as ``wga`` or ``ece``, or
+    ``cost/NAME``. ``gaps`` adds what each rule loses to the oracle, if an oracle is among the rules.
+    """
+    blocks: dict[Block, list[RunRecord]] = {}
+    for record in records:
+        blocks.setdefault(block_of(record), []).append(record)
+    tables: list[Table] = []
+    for block, members in blocks.items():
+        plan = expected
+        if expected is not None and len(blocks) > 1:  # another block's domains are not missing here
+            seen = {target for record in members for target in record.targets}
+            plan = [item for item in expected if seen.issuperset(item[1])]
+        maker = _Maker(
+            block, members, grid(members, plan), plan is not None, baseline, extras, not_applicable or {}
+        )
+        side_by_side = layout == "rules" or (
+            layout == "auto" and len(maker.runs.columns) == 1 and len(rules) > 1
+        )
+        if side_by_side:
+            tables += [maker.by_rule(column, rules, gaps) for column in maker.runs.columns]
+        else:
+            tables += [maker.by_target(rule, rules if gaps else ()) for rule in rules]
+    return tables
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    block: Block
+    records: Sequence[RunRecord]
+    runs: Grid
+    planned: bool
+    baseline: str
+    extras: Sequence[str]
+    exempt: NotApplicable
+
+    @property
+    def labels(self) -> list[str]:
+        """In the plan's order, or the baseline first and the others by name."""
+        exempt = [name for name, _ in self.exempt if name not in map(algorithm_of, self.runs.labels)]
+        labels = list(dict.fromkeys([*self.runs.labels, *exempt]))
+        return labels if self.planned else sorted(labels, key=lambda label: (label != self.baseline, label))
+
+    def by_target(self, rule: Rule, rules: Sequence[Rule]) -> Table:
+        chosen = [self._chosen(rule, column) for column in self.runs.columns]
+        accuracies = [_cells(column, accuracy) for column in chosen]
+        overall = _averages(accuracies, self._names) if len(accuracies) > 1 else accuracies[0]
+        comparisons = holm(self._comparisons(overall))
+        table = [
+            (Column(name, rule=rule.name), cells) for name, cells in zip(self._names, accuracies, strict=True)
+        ]
+        if len(accuracies) > 1:
+            table.append((Column("average", rule=rule.name), overall))
+        if self.baseline in overall and len(overall) > 1:
+            versus = Column(f"difference to {self.baseline}", "points", rule.name)
+            table.append((versus, self._differences(overall, comparisons)))
+        for name in self.extras:
+            further = [{label: metric(found, name) for label, found in column.items()} for column in chosen]
+            table.append((_extra(name, rule), _averages(further, self._names)))
+        for oracle in rules:
+            if oracle.oracle and not rule.oracle:
+                best = [_cells(self._chosen(oracle, column), accuracy) for column in self.runs.columns]
+                gap = _gaps(overall, _averages(best, self._names))
+                table.append((Column("gap to oracle", "points", rule.name), gap))
+        return self._table(captions.title(rule), [rule], table, comparisons)
+
+    def by_rule(self, column: tuple[str, ...], rules: Sequence[Rule], gaps: bool) -> Table:
+        chosen = {rule.name: self._chosen(rule, column) for rule in rules}
+        accuracies = {name: _cells(found, accuracy) for name, found in chosen.items()}
+        comparisons = holm(
+            {
+                (name, label): comparison
+                for name, cells in accuracies.items()
+                for label, comparison in self._comparisons(cells).items()
+            }
+        )
+        table: list[tuple[Column, Cells]] = []
+        for rule in rules:
+            cells = {
+                label: dataclasses.replace(cell, comparison=comparisons.get((rule.name, label)))
+                for label, cell in accuracies[rule.name].items()
+            }
+            table.append((Column(captions.title(rule), rule=rule.name), cells))
+        for name in self.extras:
+            for rule in rules:
+                further = {label: metric(found, name) for label, found in chosen[rule.name].items()}
+                table.append((_extra(name, rule, f"{name}, {captions.title(rule)}"), further))
+        for oracle in rules if gaps else ():
+            for rule in rules:
+                if oracle.oracle and not rule.oracle:
+                    gap = _gaps(accuracies[rule.name], accuracies[oracle.name])
+                    table.append((Column(f"gap of {rule.name}", "points", rule.name), gap))
+        title = f"accuracy on {'+'.join(column)}, by selection rule"
+        return self._table(title, rules, table, comparisons)
+
+    @property
+    def _names(self) -> list[str]:
+        return ["+".join(column) for column in self.runs.columns]
+
+    def _chosen(self, rule: Rule, column: tuple[str, ...]) -> dict[str, Outcome]:
+        return {label: outcome(rule, self.runs, label, column, self.exempt) for label in self.labels}
+
+    def _comparisons(self, cells: Cells) -> dict[str, Comparison]:
+        against = cells.get(self.baseline, Cell())
+        found = {
+            label: compare(cell.trials, against.trials)
+            for label, cell in cells.items()
+            if label != self.baseline
+        }
+        return {label: comparison for label, comparison in found.items() if comparison is not None}
+
+    def _differences(self, cells: Cells, comparisons: Mapping[str, Comparison]) -> dict[str, Cell]:
+        against = cells[self.baseline]
+        found = {}
+        for label, cell in cells.items():
+            if label == self.baseline:
+                found[label] = Cell(problem="baseline")
+            elif against.problem and not cell.problem:
+                found[label] = Cell(problem="baseline incomplete")
+            else:
+                found[label] = dataclasses.replace(_minus(cell, against), comparison=comparisons.get(label))
+        return found
+
+    def _table(
+        self,
+        title: str,
+        rules: Sequence[Rule],
+        table: Sequence[tuple[Column, Cells]],
+        comparisons: Mapping[object, Comparison] | Mapping[str, Comparison],
+    ) -> Table:
+        labels = self.labels
+        rows = tuple(Row(label, tuple(cells[label] for _, cells in table)) for label in labels)
+        problems = [cell.detail for row in rows for cell in row.cells if cell.detail]
+        return Table(
+            title=title,
+            block=self.block,
+            columns=tuple(column for column, _ in table),
+            rows=rows,
+            caption=captions.caption(
+                self.block,
+                rules,
+                trials=self.runs.trials,
+                draws=self.runs.draws,
+                baseline=self.baseline if self.baseline in labels else None,
+                comparisons=list(comparisons.values()),
+                gaps=any("gap" in column.name.split() for column, _ in table),
+            ),
+            notes=tuple(dict.fromkeys([*problems, *captions.warnings(self.records)])),
+        )
+
+
+def _cells(chosen: Mapping[str, Outcome], read: object) -> dict[str, Cell]:
+    return {label: read(found) for label, found in chosen.items()}  # type: ignore[operator]
+
+
+def _averages(columns: Sequence[Cells], names: Sequence[str]) -> dict[str, Cell]:
+    """Mean over the columns within each trial; a problem in any column blocks the row's average."""
+    found = {}
+    for label in columns[0]:
+        row = [column[label] for column in columns]
+        blocked = [name for name, cell in zip(names, row, strict=True) if cell.problem]
+        if blocked:
+            found[label] = Cell(problem=f"blocked by {', '.join(blocked)}")
+            continue
+        shared = set.intersection(*(set(cell.trials) for cell in row))
+        found[label] = Cell({t: sum(cell.trials[t] for cell in row) / len(row) for t in sorted(shared)})
+    return found
+
+
+def _gaps(cells: Cells, oracle: Cells) -> dict[str, Cell]:
+    return {label: _minus(oracle[label], cell) for label, cell in cells.items()}
+
+
+def _minus(left: Cell, right: Cell) -> Cell:
+    """The difference in every trial that both have."""
+    for cell in (left, right):
+        if cell.problem:
+            return Cell(problem=cell.problem)
+    return Cell({t: left.trials[t] - right.trials[t] for t in left.trials if t in right.trials})
+
+
+def _extra(name: str, rule: Rule, shown: str | None = None) -> Column:
+    is_accuracy = name.startswith("acc") or name in ("wga", "worst_class_acc")
+    return Column(shown or name, "percent" if is_accuracy else "number", rule.name)

@@ -1,0 +1,188 @@
+"""What a rule chose for each algorithm, column and trial, or which runs are in the way."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
+
+from dgharness.report.table import Cell, algorithm_of, label_of
+from dgharness.selection.rule import Choice, Rule, RunRecord, accuracy_on, choose, mean
+
+Expected = tuple[str, tuple[str, ...], int, int]  # (algorithm, targets, hparams_seed, trial_seed)
+NotApplicable = Mapping[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
+
+
+class Slot(NamedTuple):
+    """One run that a comparison needs."""
+
+    label: str
+    targets: tuple[str, ...]  # sorted
+    hparams_seed: int
+    trial_seed: int
+
+    def __str__(self) -> str:
+        return f"{self.label} on {'+'.join(self.targets)} h{self.hparams_seed} t{self.trial_seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The choice of every trial, or the problem."""
+
+    choices: Mapping[int, Choice] = field(default_factory=dict)
+    problem: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of one block by slot: one each, none where one is missing, several where it is not clear which."""
+
+    labels: tuple[str, ...]
+    columns: tuple[tuple[str, ...], ...]  # the held-out domains of each column
+    runs: Mapping[Slot, tuple[RunRecord, ...]]
+
+    @property
+    def trials(self) -> int:
+        return len({slot.trial_seed for slot in self.runs})
+
+    @property
+    def draws(self) -> int:
+        return len({slot.hparams_seed for slot in self.runs})
+
+
+def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> Grid:
+    """Sort runs into the slots that were expected, or else into the full product of what is there."""
+    labels_of: dict[str, list[str]] = {}
+    found: dict[Slot, list[RunRecord]] = {}
+    order: dict[tuple[str, ...], tuple[str, ...]] = {}  # sorted targets -> as first given
+    for record in records:
+        label = label_of(record)
+        if label not in labels_of.setdefault(record.algorithm, []):
+            labels_of[record.algorithm].append(label)
+        slot = Slot(label, tuple(sorted(record.targets)), record.hparams_seed, record.trial_seed)
+        found.setdefault(slot, []).append(record)
+    for targets in [item[1] for item in expected or ()] + [record.targets for record in records]:
+        order.setdefault(tuple(sorted(targets)), targets)
+    if expected is None:
+        slots = list(_product(found))
+    else:
+        slots = [
+            Slot(label, tuple(sorted(targets)), hparams_seed, trial_seed)
+            for algorithm, targets, hparams_seed, trial_seed in expected
+            for label in labels_of.get(algorithm, [algorithm])
+        ]
+    wanted = {slot.targets for slot in slots}
+    fewest = min(map(len, wanted), default=0)
+    return Grid(
+        labels=tuple(dict.fromkeys(slot.label for slot in slots)),
+        columns=tuple(order[key] for key in order if key in wanted and len(key) == fewest),
+        runs={slot: _distinct(found.get(slot, [])) for slot in slots},
+    )
+
+
+def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt: NotApplicable) -> Outcome:
+    """What the rule chose for one algorithm and column, in every trial."""
+    targets = tuple(sorted(column))
+    own = [slot for slot in runs.runs if slot.label == label and slot.targets == targets]
+    pairs = [
+        slot
+        for slot in runs.runs
+        if rule.pairs and slot.label == label and len(slot.targets) == 2 and set(column) < set(slot.targets)
+    ]
+    for (name, held_out), reason in exempt.items():
+        applies = set(held_out) == set(column) or (rule.pairs and set(column) < set(held_out))
+        if applies and algorithm_of(label) == name:
+            return Outcome(problem="n/a", detail=f"{label} on {'+'.join(held_out)}: {reason}")
+    if rule.pairs and not pairs:
+        return Outcome(
+            problem="n/a", detail=f"{label} has no runs on pairs of targets, which {rule.name} needs"
+        )
+    trouble = _trouble([(slot, runs.runs[slot]) for slot in own + pairs])
+    if trouble.problem or not own:
+        return trouble if own else Outcome(problem="n/a", detail=f"{label} has no runs on {'+'.join(column)}")
+    choices: dict[int, Choice] = {}
+    for trial in sorted({slot.trial_seed for slot in own}):
+        choice = choose(rule, _of(runs, own, trial), _of(runs, pairs, trial))
+        if choice is None:
+            missing = "a step that all runs on pairs of targets share" if rule.pairs else "its metric"
+            return Outcome(
+                problem="n/a", detail=f"{rule.name} finds no {missing} in trial {trial} of {label}"
+            )
+        choices[trial] = choice
+    return Outcome(choices)
+
+
+def accuracy(chosen: Outcome) -> Cell:
+    """Accuracy on the reported part of the held-out domains, at the chosen checkpoints."""
+    return measured(
+        chosen, lambda choice: mean(accuracy_on(choice.evaluation, "test", t) for t in choice.run.targets)
+    )
+
+
+def metric(chosen: Outcome, name: str) -> Cell:
+    """``cost/NAME`` of the chosen runs, or any other metric of the test split at the chosen checkpoints."""
+    if name.startswith("cost/"):
+        return measured(chosen, lambda choice: choice.run.cost.get(name.removeprefix("cost/"), math.nan))
+    return measured(chosen, lambda choice: choice.evaluation.metrics.get(f"test/{name}", math.nan))
+
+
+def measured(chosen: Outcome, read: Callable[[Choice], float]) -> Cell:
+    """One number per trial; a number that was not logged leaves the whole cell empty."""
+    if chosen.problem:
+        return Cell(problem=chosen.problem, detail=chosen.detail)
+    values = {trial: read(choice) for trial, choice in chosen.choices.items()}
+    for trial, value in values.items():
+        if math.isnan(value):
+            choice = chosen.choices[trial]
+            return Cell(
+                problem="n/a", detail=f"run {choice.run.run_id} logged none at step {choice.evaluation.step}"
+            )
+    return Cell(values)
+
+
+def _of(runs: Grid, slots: Iterable[Slot], trial: int) -> list[RunRecord]:
+    return [runs.runs[slot][0] for slot in slots if slot.trial_seed == trial]
+
+
+def _product(found: Mapping[Slot, object]) -> Iterable[Slot]:
+    """Every combination of what occurs; pairs of targets only for the algorithms that ran any."""
+    fewest = min((len(slot.targets) for slot in found), default=0)
+    for more in (False, True):
+        held_out = [slot for slot in found if (len(slot.targets) > fewest) == more]
+        parts = [list(dict.fromkeys(values)) for values in zip(*held_out, strict=True)]
+        yield from (Slot(*combination) for combination in product(*parts) if combination)
+
+
+def _distinct(candidates: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """A finished run stands for its failed attempts; several finished ones only if they are the same run."""
+    finished = [record for record in candidates if record.status == "FINISHED"]
+    by_config = {record.tags.get("dg.config_hash", record.run_id): record for record in reversed(finished)}
+    return tuple(by_config.values()) or tuple(candidates[-1:])
+
+
+def _trouble(slots: Sequence[tuple[Slot, tuple[RunRecord, ...]]]) -> Outcome:
+    bad: list[tuple[str, str, str]] = []  # status, short name, full description
+    for slot, runs in slots:
+        if len(runs) > 1:
+            ids = ", ".join(run.run_id for run in runs)
+            why = f"{slot}: AMBIGUOUS, several finished runs differ: {ids}"
+            bad.append(("AMBIGUOUS", runs[0].run_id[:8], why))
+        elif not runs:
+            bad.append(("MISSING", f"h{slot.hparams_seed} t{slot.trial_seed}", f"{slot}: MISSING"))
+        elif runs[0].status != "FINISHED":
+            why = f" ({runs[0].error})" if runs[0].error else ""
+            bad.append(
+                (runs[0].status, runs[0].run_id[:8], f"{slot}: {runs[0].status} run {runs[0].run_id}{why}")
+            )
+    if not bad:
+        return Outcome()
+    counts = ", ".join(f"{status} {n}" for status, n in Counter(status for status, _, _ in bad).items())
+    names = ", ".join(name for _, name, _ in bad[:3]) + (", …" if len(bad) > 3 else "")
+    return Outcome(
+        problem=f"{counts} of {len(slots)}: {names}",
+        detail="; ".join(description for _, _, description in bad),
+    )

@@ -1,0 +1,218 @@
+"""One table in five formats: text, Markdown, LaTeX, CSV, JSON; the same numbers in each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, get_args
+
+from typing import Literal
+
+from dgharness.errors import UsageError, did_you_mean
+from dgharness.report.table import Cell, Column, Table
+
+Format = Literal["text", "markdown", "latex", "csv", "json"]
+
+
+def render(tables: Table | Sequence[Table], format: str = "text") -> str:
+    """One table, or several after one another (in JSON: a list), ending with a newline."""
+    many = [tables] if isinstance(tables, Table) else list(tables)
+    if format == "json":
+        found: Any = [_json(table) for table in many]
+        return json.dumps(found[0] if isinstance(tables, Table) else found, indent=2, allow_nan=False) + "\n"
+    if format == "csv":
+        return _csv(many)
+    printers: dict[str, Callable[[Table], str]] = {"text": _text, "markdown": _markdown, "latex": _latex}
+    if format not in printers:
+        raise UsageError(f"no report format {format!r}; {did_you_mean(format, get_args(Format))}")
+    return "\n".join(printers[format](table) for table in many)
+
+
+def shown(cell: Cell, column: Column) -> str:
+    """A cell as text formats print it.
+
+    >>> shown(Cell({0: 0.5, 1: 0.75}), Column("photo"))
+    '62.5 ± 12.5'
+    >>> shown(Cell({0: 0.5}), Column("photo"))
+    '50.0 ± n/a'
+    >>> shown(Cell(problem="MISSING 1 of 3: h0 t2"), Column("photo"))
+    'MISSING 1 of 3: h0 t2'
+    """
+    if cell.problem or cell.mean is None:
+        return cell.problem or "n/a"
+    result = cell.comparison
+    star = " *" if result and result.significant else ""
+    if column.unit != "points" or result is None:
+        spread = "n/a" if cell.se is None else _number(cell.se, column.unit, signed=False)
+        return f"{_number(cell.mean, column.unit)} ± {spread}{star}"
+    if result.identical:
+        return "identical"
+    interval = ""
+    if result.low is not None and result.high is not None:
+        interval = f" [{_number(result.low, 'points')}, {_number(result.high, 'points')}]"
+    return f"{_number(result.difference, 'points')}{interval} p={result.p_holm:.2g}{star}"
+
+
+def _number(value: float, unit: str, signed: bool = True) -> str:
+    if unit == "number":
+        return f"{value:.3g}"
+    rounded = round(100 * value, 1) + 0.0  # no negative zero
+    return f"{rounded:+.1f}" if unit == "points" and signed else f"{rounded:.1f}"
+
+
+def _grid(table: Table) -> list[list[str]]:
+    return [
+        [row.label, *(shown(cell, column) for cell, column in zip(row.cells, table.columns, strict=True))]
+        for row in table.rows
+    ]
+
+
+def _text(table: Table) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column("algorithm", no_wrap=True)
+    for column in table.columns:
+        longest = max(map(len, column.name.replace("-", " ").split()))
+        drawn.add_column(column.name, justify="right", max_width=max(28, longest))
+    for row in _grid(table):
+        drawn.add_row(*(Text(cell) for cell in row))
+    stream = io.StringIO()
+    Console(file=stream, width=10_000, color_system=None, force_terminal=False).print(drawn)
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    notes = [f"! {note}" for note in table.notes]
+    body = "\n".join(line for line in lines if line)
+    return "\n".join([table.title, body, "", *map(_wrapped, [table.caption, *notes])]) + "\n"
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, width=100, break_long_words=False, break_on_hyphens=False)
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    head = ["algorithm", *(column.name for column in table.columns)]
+    rule = line(["---", *("---:" for _ in table.columns)])
+    rows = [line([cell.replace(" *", " \\*") for cell in row]) for row in _grid(table)]
+    notes = [f"- {note}" for note in table.notes]
+    caption = table.caption.replace("*", "\\*")
+    parts = [f"### {table.title}", "\n".join([line(head), rule, *rows]), caption, "\n".join(notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "≤": r"$\le$",
+        "…": r"\dots{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "*": r"$^{*}$",
+        "[": "{[}",  # after \\ a bare bracket would be read as an option
+        "]": "{]}",
+    }
+)
+
+
+def _latex(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cell.translate(_TEX) for cell in cells) + r" \\"
+
+    notes = [r"\par\footnotesize " + note.translate(_TEX) for note in table.notes]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{table.title.translate(_TEX)}. {table.caption.translate(_TEX)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            r"\toprule",
+            line(["algorithm", *(column.name for column in table.columns)]),
+            r"\midrule",
+            *map(line, _grid(table)),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *notes,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_FIELDS = (
+    "table", "dataset", "toy", "protocol", "model", "weights", "tuning", "preset", "rule", "algorithm", "column",
+    "unit", "mean", "standard_error", "trials", "low", "high", "p", "p_holm", "significant", "problem", "detail",
+)  # fmt: skip
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    """One line per cell, so that every number carries what it came from; accuracies as fractions."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, _FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
+        for row in table.rows:
+            for cell, column in zip(row.cells, table.columns, strict=True):
+                writer.writerow(
+                    asdict(table.block)
+                    | {
+                        "table": table.title,
+                        "rule": column.rule,
+                        "algorithm": row.label,
+                        "column": column.name,
+                    }
+                    | _facts(cell)
+                    | {"unit": column.unit}
+                )
+    return stream.getvalue()
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "mean": cell.mean,
+        "standard_error": cell.se,
+        "trials": cell.n,
+        "problem": cell.problem,
+        "detail": cell.detail,
+    }
+    if result := cell.comparison:
+        facts |= {
+            "low": result.low,
+            "high": result.high,
+            "p": result.p,
+            "p_holm": result.p_holm,
+            "significant": result.significant,
+        }
+    return facts
+
+
+def _json(table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        **asdict(table.block),
+        "caption": table.caption,
+        "notes": list(table.notes),
+        "columns": [asdict(column) for column in table.columns],
+        "rows": [
+            {
+                "algorithm": row.label,
+                "cells": [
+                    _facts(cell) | {"by_trial": {str(t): v for t, v in cell.trials.items()}}
+                    for cell in row.cells
+                ],
+            }
+            for row in table.rows
+        ],
+    }

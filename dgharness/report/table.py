@@ -1,0 +1,109 @@
+"""A comparison as data: what every output format prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dgharness.report.statistics import Comparison, mean_se
+from dgharness.selection.rule import RunRecord
+
+
+@dataclass(frozen=True)
+class Block:
+    """What runs must share to stand in one table."""
+
+    dataset: str
+    protocol: str
+    weights: str
+    preset: str
+    model: str
+    tuning: str
+    toy: bool
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.dataset} (a toy)" if self.toy else self.dataset,
+            f"protocol {self.protocol}",
+            f"model {self.model}" if self.model else "",
+            f"weights {self.weights}",
+            f"tuning {self.tuning}" if self.tuning else "",
+            f"preset {self.preset or 'none'}",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def block_of(record: RunRecord) -> Block:
+    """The block that a run belongs to."""
+    tags = record.tags
+    return Block(
+        dataset=record.dataset,
+        protocol=record.protocol,
+        weights=record.weights,
+        preset=record.preset,
+        model=tags.get("dg.model", ""),
+        tuning=tags.get("dg.tuning", ""),
+        toy=tags.get("dg.toy") == "true",
+    )
+
+
+def label_of(record: RunRecord) -> str:
+    """The row of a run: its algorithm, with the averaging and test-time method if it has any."""
+    added = [part for part in (record.averaging, record.tta) if part not in ("", "none")]
+    return " + ".join([record.algorithm, *added])
+
+
+def algorithm_of(label: str) -> str:
+    """The algorithm of a row."""
+    return label.partition(" + ")[0]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number per trial, or the problem that keeps the cell empty."""
+
+    trials: Mapping[int, float] = field(default_factory=dict)  # trial seed -> value, accuracies as fractions
+    problem: str = ""  # short, shown in place of the number
+    detail: str = ""  # the problem in full
+    comparison: Comparison | None = None  # to the baseline
+
+    @property
+    def n(self) -> int:
+        return len(self.trials)
+
+    @property
+    def mean(self) -> float | None:
+        return mean_se(list(self.trials.values()))[0] if self.trials else None
+
+    @property
+    def se(self) -> float | None:
+        """Standard error over trials (ddof=1); None with fewer than two."""
+        return mean_se(list(self.trials.values()))[1] if self.trials else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """What its cells hold: ``percent`` and ``points`` are fractions shown times 100, points with their sign."""
+
+    name: str
+    unit: Literal["percent", "points", "number"] = "percent"
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows are algorithms; the caption says everything that a reader needs to cite a number."""
+
+    title: str
+    block: Block
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    caption: str
+    notes: tuple[str, ...] = ()

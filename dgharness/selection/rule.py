@@ -1,0 +1,140 @@
+"""What a model-selection rule is, and how it chooses: pure functions over logged results.
+
+A rule scores one checkpoint of one run. The choice is the arg-max, jointly over the checkpoints and the
+hyperparameter draws of one trial; the first wins a tie, NaN never wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from dgharness.names import find
+
+Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING", "MISSING"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of one checkpoint; ``step`` counts completed updates."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One tracked training run, as far as selection and reports need it."""
+
+    run_id: str
+    algorithm: str
+    dataset: str
+    protocol: str
+    targets: tuple[str, ...]
+    hparams_seed: int
+    trial_seed: int
+    status: Status
+    evaluations: tuple[Evaluation, ...]
+    weights: str = "scratch"
+    preset: str = ""
+    error: str = ""
+    tta: str = "none"
+    averaging: str = "none"
+    cost: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+Score = Callable[[Evaluation, Mapping[str, Evaluation]], float]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A model-selection rule as the registry holds it.
+
+    ``score(evaluation, others)``: larger is better, NaN where there is nothing to go by. ``others`` is empty
+    unless the rule reads ``pairs``: then it holds, for every other domain v, what the run on targets
+    {target, v} of the same draw and trial logged at the same step.
+    """
+
+    name: str
+    caption: str  # one sentence: how it chooses the checkpoint and the hyperparameters
+    score: Score
+    checkpoints: Literal["all", "last"] = "all"
+    oracle: bool = False  # it reads labels of the target domain
+    pairs: bool = False
+    doc: str = ""
+    version: int = 1
+    api: int = 1
+    group: ClassVar[str] = "selection"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint that a rule chose, and its score."""
+
+    run: RunRecord
+    evaluation: Evaluation
+    score: float
+
+
+def choose(rule: Rule, runs: Sequence[RunRecord], pairs: Sequence[RunRecord] = ()) -> Choice | None:
+    """The rule's choice among the draws of one algorithm, target and trial; None where nothing scores.
+
+    ``pairs`` are the runs with one more held-out domain, of the same algorithm and trial. A step that one of
+    the draw's pairs lacks is left out.
+    """
+    best: Choice | None = None
+    for run in sorted(runs, key=lambda run: (run.hparams_seed, run.run_id)):
+        for evaluation in _candidates(rule, run):
+            others = _others(run, evaluation, pairs) if rule.pairs else {}
+            if others is None:
+                continue
+            score = rule.score(evaluation, others)
+            if score > (best.score if best else -math.inf):
+                best = Choice(run, evaluation, score)
+    return best
+
+
+def validation_accuracy(evaluation: Evaluation) -> float:
+    """Unweighted mean over training domains of the accuracy on their validation parts."""
+    by_domain = [value for key, value in evaluation.metrics.items() if key.startswith("val/acc/")]
+    return mean(by_domain) if by_domain else evaluation.metrics.get("val/acc_domain_mean", math.nan)
+
+
+def accuracy_on(evaluation: Evaluation, split: str, domain: str) -> float:
+    """Accuracy on one domain's part of a split; NaN where it was not logged."""
+    found = find(evaluation.metrics, f"{split}/acc/", domain)
+    return math.nan if found is None else found
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, NaN of nothing; exactly rounded, so that the order of the domains decides no tie."""
+    values = list(values)
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _candidates(rule: Rule, run: RunRecord) -> list[Evaluation]:
+    in_order = sorted(run.evaluations, key=lambda evaluation: evaluation.step)
+    return in_order if rule.checkpoints == "all" else in_order[-1:]
+
+
+def _others(run: RunRecord, at: Evaluation, pairs: Sequence[RunRecord]) -> dict[str, Evaluation] | None:
+    wanted = {v for pair in pairs for v in _partners(run, pair)}
+    found = {
+        v: evaluation
+        for pair in pairs
+        if (pair.hparams_seed, pair.trial_seed) == (run.hparams_seed, run.trial_seed)
+        for v in _partners(run, pair)
+        for evaluation in pair.evaluations
+        if evaluation.step == at.step
+    }
+    training_domains = sum(key.startswith("val/acc/") for key in at.metrics)
+    return found if found.keys() == wanted and len(found) >= max(1, training_domains) else None
+
+
+def _partners(run: RunRecord, pair: RunRecord) -> Iterator[str]:
+    (target,) = run.targets if len(run.targets) == 1 else (None,)
+    if target in pair.targets and len(pair.targets) == 2:
+        yield from set(pair.targets) - {target}

@@ -1,0 +1,22 @@
+"""Test-domain validation, an oracle: hyperparameters by labelled examples of the target domain itself.
+
+Only the last checkpoint may be chosen, which limits what the oracle can see. Gulrajani and Lopez-Paz,
+In Search of Lost Domain Generalization, 2021, section 3.2.
+"""
+
+from dgharness.selection.rule import Evaluation, Rule, mean
+
+
+def _holdout_accuracy(evaluation: Evaluation) -> float:
+    return mean(value for key, value in evaluation.metrics.items() if key.startswith("test_holdout/acc/"))
+
+
+test_domain_validation = Rule(
+    name="test-domain-validation",
+    caption="The last checkpoint of every run; hyperparameters by accuracy on labelled examples of the "
+    "target domain that are held back from the reported ones, which no deployed method could see.",
+    score=lambda evaluation, others: _holdout_accuracy(evaluation),
+    checkpoints="last",
+    oracle=True,
+    doc=__doc__,
+)

@@ -1,0 +1,14 @@
+"""Training-domain validation: what does best on held-back examples of the training domains.
+
+Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, 2021, section 3.2.
+"""
+
+from dgharness.selection.rule import Rule, validation_accuracy
+
+training_domain_validation = Rule(
+    name="training-domain-validation",
+    caption="Checkpoint and hyperparameters jointly by the unweighted mean over training domains of "
+    "validation accuracy.",
+    score=lambda evaluation, others: validation_accuracy(evaluation),
+    doc=__doc__,
+)

@@ -1,0 +1,103 @@
+"""What a sweep will run, worked out before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from dgharness import registry
+from dgharness.config import RunConfig, compose
+from dgharness.errors import UsageError
+from dgharness.training.prepare import Prepared, load_dataset, prepare
+
+
+@dataclass(frozen=True)
+class Job:
+    """One planned run; ``not_applicable`` says why it cannot be, and then it is not run."""
+
+    config: RunConfig
+    config_hash: str
+    name: str
+    experiment: str
+    not_applicable: str = ""
+
+    @property
+    def cell(self) -> tuple[str, tuple[str, ...], int, int]:
+        """What identifies the run in a table: algorithm, targets, hyperparameter seed, trial seed."""
+        config = self.config
+        return config.algorithm, config.protocol.targets, config.hparams_seed, config.trial_seed
+
+
+def plan(
+    algorithms: Sequence[str],
+    *,
+    targets: Sequence[str] = (),
+    hparams_seeds: int = 1,
+    trials: int = 3,
+    **layers: Any,
+) -> list[Job]:
+    """Algorithms x targets x hyperparameter seeds x trial seeds; ``layers`` are those of ``compose``.
+
+    ``algorithms`` may be names, patterns or ``all``. Without targets each domain is held out in turn.
+    Pairs of targets are planned only when a rule asks for them, each unordered pair once; a pair that leaves
+    a method too few training domains is kept as not applicable, with the reason.
+    """
+    base = _compose(layers, {})
+    names = expand(algorithms)
+    rules = [registry.load("selection", name) for name in base.selection.rules]
+    domains = load_dataset(base.data, base.execution.data_root, 0).domains
+    singles = [(target,) for target in (targets or domains)]
+    pairs = [pair for pair in combinations(domains, 2) if any(t in pair for (t,) in singles)]
+    held_out = [*singles, *(pairs if any(rule.pairs for rule in rules) else [])]
+    jobs = []
+    for trial_seed in range(trials):
+        for hparams_seed in range(hparams_seeds):
+            for name in names:
+                for held in held_out:
+                    config = _compose(
+                        layers,
+                        {
+                            "algorithm": name,
+                            "protocol": {"targets": list(held)},
+                            "hparams_seed": hparams_seed,
+                            "trial_seed": trial_seed,
+                        },
+                    )
+                    jobs.append(_job(config, may_fail=len(held) > 1))
+    return jobs
+
+
+def expand(algorithms: Sequence[str]) -> list[str]:
+    """Names, patterns and ``all`` as canonical names, in the order given, each once.
+
+    ``all`` is every algorithm but those reconstructed from incomplete sources.
+    """
+    found: list[str] = []
+    for name in algorithms:
+        if name == "all" or any(character in name for character in "*?["):
+            entries = registry.entries("algorithms", pattern="*" if name == "all" else name)
+            matched = [entry.name for entry in entries if entry.status == "ok"]
+            if not matched:
+                raise UsageError(f"no algorithm matches {name!r}; see dgharness algorithms")
+            found += matched
+        else:
+            found.append(registry.canonical("algorithms", name))
+    return list(dict.fromkeys(found))
+
+
+def _compose(layers: dict[str, Any], flags: dict[str, Any]) -> RunConfig:
+    from dgharness.config import merge
+
+    return compose(**{**layers, "flags": merge(merge({}, layers.get("flags", {})), flags)})
+
+
+def _job(config: RunConfig, *, may_fail: bool) -> Job:
+    try:
+        prepared: Prepared = prepare(config)
+    except UsageError as error:
+        if may_fail and "cannot run here" in str(error):
+            return Job(config, "", "", "", not_applicable=str(error))
+        raise
+    return Job(prepared.config, prepared.config_hash, prepared.name, prepared.experiment)

@@ -1,0 +1,62 @@
+"""Do the data, the sampler and the model have what the methods need? Checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dgharness.config import RunConfig
+from dgharness.data.dataset import Dataset, Grouping
+from dgharness.data.protocols import Splits
+from dgharness.errors import UsageError
+from dgharness.plugin import Needs
+
+
+def check_needs(
+    name: str, needs: Needs, config: RunConfig, dataset: Dataset, splits: Splits, train_grouping: Grouping
+) -> None:
+    """Raise one sentence with everything that is missing for a method."""
+    missing = unmet(needs, config, dataset, splits, train_grouping)
+    if missing:
+        raise UsageError(f"{name} cannot run here: it needs {' and '.join(missing)}")
+
+
+def unmet(
+    needs: Needs, config: RunConfig, dataset: Dataset, splits: Splits, train_grouping: Grouping
+) -> list[str]:
+    """What is missing, each with what there is instead."""
+    domains = splits.train_domains
+    missing = []
+    if len(domains) < needs.min_domains:
+        missing.append(
+            f"at least {needs.min_domains} training domains, and this split leaves {len(domains)} "
+            f"({', '.join(domains)})"
+        )
+    if needs.min_domains > 1 and config.train.sampler in ("pooled", "balanced", "full"):
+        missing.append(f"rows of one domain each, and the sampler {config.train.sampler} mixes them")
+    if needs.groups and (train_grouping.group_M < 0).all():
+        missing.append(f"known groups, and {' x '.join(config.data.train_groups)} is unknown throughout")
+    if needs.tasks and dataset.task.name not in needs.tasks:
+        missing.append(f"a task of {' or '.join(needs.tasks)}, and {dataset.name} is {dataset.task.name}")
+    if needs.unlabeled:
+        missing.append(f"unlabeled data, which the protocol {config.protocol.name} does not provide")
+    absent = [view for view in needs.views if view not in dataset.views]
+    if absent:
+        missing.append(f"the augmented views {', '.join(absent)}, which {dataset.name} does not offer")
+    if needs.text:
+        missing.append(f"text embeddings of the classes, which the model {config.model.name} does not have")
+    return missing
+
+
+def check_model(name: str, needs: Needs, model: nn.Module) -> None:
+    """The part of the needs that only a built model can answer."""
+    if needs.linear_classifier and not isinstance(getattr(model, "classifier", None), nn.Linear):
+        raise UsageError(f"{name} cannot run here: it needs a linear classifier")
+    layers = dict(model.get_submodule("featurizer").named_modules())
+    absent: Sequence[str] = [layer for layer in needs.feature_maps if layer not in layers]
+    if absent:
+        raise UsageError(
+            f"{name} cannot run here: it needs the outputs of the featurizer's layers {', '.join(absent)}, "
+            f"and this model has {', '.join(filter(None, layers))}"
+        )

@@ -1,0 +1,123 @@
+"""What a run says about itself: tags, dataset inputs, and the documents beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+
+import torch
+import yaml
+
+import dgharness
+from dgharness import registry, tracking
+from dgharness.config import compose
+from dgharness.resolution import flat, resolve
+from dgharness.rundir import RunDir, write_atomic
+from dgharness.training.prepare import Prepared
+
+
+def run_tags(prepared: Prepared) -> dict[str, str]:
+    """Every identifying fact, on the run itself, so that flat filters work without its parents."""
+    config, (weights, sha) = prepared.config, prepared.weights
+    sources = {plugin: entry.source for plugin in config.plugins for entry in [registry.add_plugin(plugin)]}
+    entry = registry.entry("algorithms", config.algorithm)
+    uses = [
+        name for name in (config.tta.name, config.averaging.name, config.annotator.name) if name != "none"
+    ]
+    tags = {
+        "dg.kind": "train",
+        "dg.algorithm": config.algorithm,
+        "dg.dataset": prepared.dataset.name,
+        "dg.toy": str(prepared.dataset.toy).lower(),
+        "dg.protocol": config.protocol.name,
+        "dg.target": ", ".join(prepared.splits.targets),
+        "dg.targets": json.dumps(list(prepared.splits.targets)),
+        "dg.weights": weights,
+        "dg.weights_sha": sha or "",
+        "dg.tuning": "full",
+        "dg.tta": config.tta.name,
+        "dg.averaging": config.averaging.name,
+        "dg.preset": config.preset,
+        "dg.deviations": "; ".join(deviations(prepared)),
+        "dg.hparams_seed": str(config.hparams_seed),
+        "dg.trial_seed": str(config.trial_seed),
+        "dg.config_hash": prepared.config_hash,
+        "dg.split_digest": prepared.splits.digest,
+        "dg.threads": str(torch.get_num_threads()),
+        "dg.trust": entry.trust,
+        "dg.source": entry.source,
+        "dg.uses": ", ".join(uses),
+        "dg.plugin": "; ".join(sources.values()),
+        "dg.groups": " x ".join(config.data.groups),
+        "dg.train_groups": " x ".join(config.data.train_groups),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def deviations(prepared: Prepared) -> list[str]:
+    """Where the run departs from its preset, setting by setting."""
+    config = prepared.config
+    if not config.preset:
+        return []
+    as_published = compose(
+        preset=config.preset,
+        flags={
+            "algorithm": config.algorithm,
+            "hparams_seed": config.hparams_seed,
+            "trial_seed": config.trial_seed,
+            "data": {"name": config.data.name},
+            "protocol": {"targets": list(config.protocol.targets)},
+            "plugins": list(config.plugins),
+        },
+    )
+    published, _ = resolve(as_published, prepared.dataset, prepared.algorithm, prepared.model.options)
+    theirs, ours = flat(published), flat(config)
+    return [
+        f"{key} {ours.get(key, 'unset')} (preset: {theirs.get(key, 'unset')})"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and not key.startswith(("selection.", "tta.", "averaging."))
+    ]
+
+
+def dataset_inputs(prepared: Prepared) -> list[tracking.DatasetInput]:
+    """One MLflow input per split, with the digest of its index lists: "same split?" becomes searchable."""
+    contexts = {"train": "train", "val": "validation", "test": "test", "test_holdout": "test_holdout"}
+    return [
+        tracking.DatasetInput(prepared.dataset.name, prepared.splits.digests[split], context, rows)
+        for split, context in contexts.items()
+        for rows in [sum(len(rows) for rows in prepared.splits.rows[split].values())]
+    ]
+
+
+def write_documents(prepared: Prepared, rundir: RunDir) -> None:
+    """The resolved configuration, the split digests and the environment, beside the run."""
+    config = yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False)
+    write_atomic(rundir.path / "config.yaml", config.encode())
+    splits = {
+        "digest": prepared.splits.digest,
+        "splits": {
+            split: {domain: len(rows) for domain, rows in by_domain.items()}
+            for split, by_domain in prepared.splits.rows.items()
+        },
+        "digests": dict(prepared.splits.digests),
+    }
+    write_atomic(rundir.path / "splits.json", json.dumps(splits, indent=1).encode())
+    write_atomic(rundir.path / "environment.txt", environment().encode())
+
+
+def environment() -> str:
+    """Versions and the machine, one per line."""
+    packages = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "mlflow", "pydantic")
+    return "\n".join(
+        [
+            f"dgharness {dgharness.__version__}",
+            f"python {platform.python_version()}",
+            f"platform {platform.platform()}",
+            f"cpus {os.cpu_count()}, torch threads {torch.get_num_threads()}",
+            f"cuda {torch.version.cuda if torch.cuda.is_available() else 'none'}",
+            *(f"{package} {version(package)}" for package in packages),
+            "",
+        ]
+    )

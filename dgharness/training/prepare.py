@@ -1,0 +1,114 @@
+"""Everything that is known about a run before anything of it is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from dgharness import registry
+from dgharness.config import DataConfig, RunConfig
+from dgharness.data.dataset import Dataset, Grouping, grouping
+from dgharness.data.protocols import PROTOCOLS, Splits
+from dgharness.hparams import checked
+from dgharness.models.model import ModelSpec
+from dgharness.plugin import AlgorithmSpec
+from dgharness.resolution import Options, config_hash, resolve
+from dgharness.selection.rule import Rule
+from dgharness.training.checks import check_needs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run as it will happen; nothing of it is written yet."""
+
+    config: RunConfig  # resolved
+    options: Options
+    dataset: Dataset
+    splits: Splits
+    algorithm: AlgorithmSpec
+    model: ModelSpec
+    rules: tuple[Rule, ...]
+    train_grouping: Grouping
+    weights: tuple[str, str | None]
+    config_hash: str
+
+    @property
+    def experiment(self) -> str:
+        return self.config.execution.experiment or f"{self.dataset.name}/{self.config.protocol.name}"
+
+    @property
+    def name(self) -> str:
+        """As it stands in MLflow: ``irmv1/PACS/sketch/h3t1``."""
+        config = self.config
+        targets = "+".join(self.splits.targets)
+        return f"{config.algorithm}/{self.dataset.name}/{targets}/h{config.hparams_seed}t{config.trial_seed}"
+
+
+def load_dataset(data: DataConfig, root: str, trial_seed: int) -> Dataset:
+    """The dataset of a configuration; what a trial generates is kept for the next run on it."""
+    return _load_dataset(data.name, json.dumps(data.options, sort_keys=True), root, trial_seed)
+
+
+@lru_cache(maxsize=4)
+def _load_dataset(full_name: str, options: str, root: str, trial_seed: int) -> Dataset:
+    name, _, argument = full_name.partition(":")
+    spec = registry.load("datasets", name)
+    return spec.load(
+        argument or None,
+        Path(root).expanduser() if root else None,
+        trial_seed,
+        checked(spec.options, json.loads(options), "data"),
+    )
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load the data, split it, resolve every setting and check every need."""
+    for plugin in config.plugins:
+        registry.add_plugin(plugin)
+    config = config.model_copy(update={"algorithm": registry.canonical("algorithms", config.algorithm)})
+    algorithm = registry.load("algorithms", config.algorithm)
+    tta_name = _tta_name(config, algorithm)
+    tta = registry.load("tta", tta_name) if tta_name != "none" else None
+    annotator = (
+        registry.load("annotators", config.annotator.name) if config.annotator.name != "none" else None
+    )
+    dataset = load_dataset(config.data, config.execution.data_root, config.trial_seed)
+    model = registry.load("models", config.model.name or dataset.defaults.model)
+    rules = tuple(registry.load("selection", name) for name in config.selection.rules)
+    config, options = resolve(
+        config.model_copy(update={"tta": config.tta.model_copy(update={"name": tta_name})}),
+        dataset,
+        algorithm,
+        model.options,
+        tta.hparams if tta else None,
+        annotator.hparams if annotator else None,
+    )
+    splits = PROTOCOLS[config.protocol.name](
+        dataset, config.protocol.targets, config.trial_seed, config.protocol.holdout
+    )
+    train_grouping = grouping(dataset.manifest, config.data.train_groups)
+    grouping(dataset.manifest, config.data.groups)
+    check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
+    if tta:
+        check_needs(tta_name, tta.needs, config, dataset, splits, train_grouping)
+    parts = {"algorithm": algorithm, "model": model, "tta": tta, "annotator": annotator}
+    return Prepared(
+        config=config,
+        options=options,
+        dataset=dataset,
+        splits=splits,
+        algorithm=algorithm,
+        model=model,
+        rules=rules,
+        train_grouping=train_grouping,
+        weights=model.weights(options.model),
+        config_hash=config_hash(
+            config, {kind: part.version for kind, part in parts.items() if part}, dataset.digest
+        ),
+    )
+
+
+def _tta_name(config: RunConfig, algorithm: AlgorithmSpec) -> str:
+    return algorithm.tta if config.tta.name == "none" and algorithm.tta else config.tta.name

@@ -1,0 +1,124 @@
+"""What a person sees of a run: a header, one line per evaluation, and the result. All of it on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dgharness.names import find
+from dgharness.selection.rule import Evaluation
+
+if TYPE_CHECKING:
+    from dgharness.training.loop import Run
+    from dgharness.training.prepare import Prepared
+
+
+def to_stderr(text: str) -> None:
+    """The default: messages and progress go where they do not mix with data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Progress:
+    """Says things about a run; ``say`` is where they go."""
+
+    say: Callable[[str], None] = to_stderr
+    _mark: tuple[float, int, int] | None = field(default=None, init=False)  # (time, t, images)
+    _titled: bool = field(default=False, init=False)
+
+    def start(self, run: Run) -> None:
+        """From here on speed is measured."""
+        self._mark = (time.perf_counter(), run.learner.t, run.images)
+
+    def line(self, run: Run, evaluation: Evaluation) -> None:
+        """One evaluation: risk, penalty, validation, speed, time left."""
+        if not self._titled:
+            self._titled = True
+            self.say("  step    risk  penalty  val mean  val worst                 img/s    left")
+        now, (then, t0, images0) = time.perf_counter(), self._mark or (time.perf_counter(), 0, 0)
+        updates = max(run.learner.t - t0, 1)
+        left = (now - then) / updates * (run.total - run.learner.t)
+        rate = (run.images - images0) / max(now - then, 1e-9)
+        latest = {metric.key: metric.value for metric in run.rundir.journal if metric.step == run.learner.t}
+        risk, penalty = (latest.get(f"train/{name}") for name in ("risk", "penalty"))
+        worst_name, worst = worst_domain(run, evaluation)
+        self.say(
+            f"{run.learner.t:6d}  {_short(risk):>6}  {_short(penalty):>7}"
+            f"  {100 * evaluation.metrics['val/acc_domain_mean']:8.1f}  {100 * worst:9.1f} {worst_name:<14}"
+            f"{rate:7.0f}  {minutes(left):>6}"
+        )
+
+
+def worst_domain(run: Run, evaluation: Evaluation) -> tuple[str, float]:
+    """The training domain with the lowest validation accuracy."""
+    accuracies = {d: find(evaluation.metrics, "val/acc/", d) for d in run.splits.train_domains}
+    return min(((d, value) for d, value in accuracies.items() if value is not None), key=lambda pair: pair[1])
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as m:ss.
+
+    >>> minutes(161)
+    '2:41'
+    """
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}".lstrip("0") if 0.001 <= abs(value) < 100 else f"{value:.1e}"
+
+
+def header_lines(prepared: Prepared, tracking_uri: str) -> list[str]:
+    """What is about to happen: the parts, the data by domain, deviations from the preset, the store."""
+    config, splits, dataset = prepared.config, prepared.splits, prepared.dataset
+    weights, sha = prepared.weights
+    count = {
+        split: {domain: len(rows) for domain, rows in by_domain.items()}
+        for split, by_domain in splits.rows.items()
+    }
+    title = [
+        config.algorithm,
+        f"{dataset.name}{' (a toy)' if dataset.toy else ''} → {' + '.join(splits.targets)}",
+        f"{config.model.name}/{weights}" + (f" (sha {sha[:4]}…)" if sha else ""),
+        "tuning full",
+        f"preset {config.preset}" if config.preset else "no preset",
+        f"h{config.hparams_seed} t{config.trial_seed}",
+    ]
+    test = " ".join(f"{domain} {n}" for domain, n in count["test"].items())
+    lines = [
+        " · ".join(title),
+        f"data      train {' '.join(f'{domain} {n}' for domain, n in count['train'].items())} | "
+        f"val {' '.join(map(str, count['val'].values()))} | "
+        f"test {test} (+{sum(count['test_holdout'].values())} oracle only) | split {splits.digest[:4]}…",
+    ]
+    if prepared.algorithm.needs.groups:
+        names = prepared.train_grouping.names
+        lines.append(
+            f"groups    {len(names)} by {' x '.join(config.data.train_groups)}: {', '.join(names[:8])}"
+        )
+    lines += [f"deviates  {deviation}" for deviation in deviations(prepared)]
+    lines.append(f"tracking  {tracking_uri} → {prepared.experiment}")
+    return lines
+
+
+def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepared) -> list[str]:
+    """The result by the rule that is shown, the last checkpoint in brackets."""
+    config = prepared.config
+    rule = config.selection.shown if config.selection.shown in chosen else next(iter(chosen))
+    evaluation, last = chosen[rule], chosen.get("last", chosen[rule])
+    test = [
+        f"{domain} {100 * (find(evaluation.metrics, 'test/acc/', domain) or 0):.1f} "
+        f"[{100 * (find(last.metrics, 'test/acc/', domain) or 0):.1f}] n={len(rows)}"
+        for domain, rows in prepared.splits.rows["test"].items()
+    ]
+    metrics = evaluation.metrics
+    return [
+        f"result    checkpoint {evaluation.step} by {rule} (last step in brackets)",
+        f" test     {'   '.join(test)}   worst group {100 * metrics['test/wga']:.1f}"
+        f"   worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}",
+    ]

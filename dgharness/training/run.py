@@ -1,0 +1,264 @@
+"""One run from its configuration to its result: prepare (nothing is written), build, fit, score, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dgharness import registry, tracking
+from dgharness.config import RunConfig
+from dgharness.data.dataset import grouping
+from dgharness.data.sampling import make_sampler
+from dgharness.data.source import TrainingSource
+from dgharness.errors import DivergenceError, Interrupted, UsageError
+from dgharness.hparams import checked
+from dgharness.models.model import build_model
+from dgharness.plugin import Dims
+from dgharness.resolution import flat
+from dgharness.rundir import RunDir, new_run_id
+from dgharness.seeds import seed_hash
+from dgharness.selection.rule import Evaluation
+from dgharness.training import checkpoint
+from dgharness.training.checks import check_model
+from dgharness.training.evaluation import Evaluator
+from dgharness.training.identity import dataset_inputs, run_tags, write_documents
+from dgharness.training.learner import Learner
+from dgharness.training.loop import Run, fit
+from dgharness.training.prepare import Prepared, prepare
+from dgharness.training.progress import Progress
+from dgharness.training.signals import StopFlag
+from dgharness.training.target import score_kept
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: where it lies, and the checkpoint that each rule chose in it."""
+
+    run_id: str
+    status: str
+    path: Path
+    chosen: dict[str, Evaluation]
+    delivered: bool
+
+
+def train(
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    store: tracking.Store | None = None,
+    parent: str | None = None,
+    tags: dict[str, str] | None = None,
+    header: Callable[[Prepared, tracking.Store], None] | None = None,
+) -> Result:
+    """Train one configuration: a new run, tracked, with its own directory."""
+    prepared = prepare(config)
+    store = store or tracking.prepare_store(
+        tracking.tracking_uri(config.execution.tracking_uri or None), prepared.experiment
+    )
+    if header:
+        header(prepared, store)
+    run = build(prepared, progress or Progress())
+    root = Path(config.execution.output)
+    run.rundir = RunDir.create(
+        root,
+        new_run_id(root, prepared.config_hash),
+        config_hash=prepared.config_hash,
+        name=prepared.name,
+        experiment=prepared.experiment,
+        tags={**run_tags(prepared), **(tags or {})},
+        params=flat(prepared.config),
+        parent=parent,
+    )
+    write_documents(prepared, run.rundir)
+    return execute(prepared, run, store)
+
+
+def resume(
+    run_id: str,
+    root: str | Path = "runs",
+    *,
+    progress: Progress | None = None,
+    store: tracking.Store | None = None,
+    header: Callable[[Prepared, tracking.Store], None] | None = None,
+) -> Result:
+    """Continue a run from its last checkpoint; the result is that of an uninterrupted run, bit for bit."""
+    rundir = RunDir.open(Path(root), run_id)
+    if rundir.status == "FINISHED":
+        raise UsageError(f"run {run_id} is finished; there is nothing to resume")
+    config = read_config(rundir)
+    prepared = prepare(config)
+    if prepared.config_hash != rundir.config_hash:
+        raise UsageError(
+            f"run {run_id} cannot be resumed: its data, or the version of its algorithm, has changed since; "
+            "start it again with dgharness train"
+        )
+    store = store or tracking.prepare_store(
+        tracking.tracking_uri(config.execution.tracking_uri or None), rundir.experiment
+    )
+    if header:
+        header(prepared, store)
+    run = build(prepared, progress or Progress())
+    run.rundir = rundir
+    checkpoint.load(run)
+    return execute(prepared, run, store)
+
+
+def build(prepared: Prepared, progress: Progress) -> Run:
+    """The parts of a run, on their device, not yet attached to a directory."""
+    config, dataset, splits = prepared.config, prepared.dataset, prepared.splits
+    if config.execution.threads:
+        torch.set_num_threads(config.execution.threads)
+    device = pick_device(config.execution.device)
+    reader = dataset.reader.to(device)
+
+    def network(copy: int) -> tuple[torch.nn.Module, int]:
+        model, features = build_model(
+            prepared.model,
+            dataset.input_shape,
+            dataset.task.outputs,
+            prepared.options.model,
+            config.trial_seed,
+            copy,
+        )
+        return model.to(device), features
+
+    copies = iter(range(1, 1_000_000))
+    model, features = network(0)
+    check_model(config.algorithm, prepared.algorithm.needs, model)
+    if config.tta.name != "none":
+        check_model(config.tta.name, registry.load("tta", config.tta.name).needs, model)
+    source = TrainingSource(
+        dataset, splits, prepared.train_grouping.group_M, device, domain_names=splits.train_domains
+    )
+    if config.annotator.name != "none":
+        annotate = registry.load("annotators", config.annotator.name).annotate
+        source = source.annotated(
+            annotate(
+                source,
+                lambda: network(next(copies))[0],
+                prepared.options.annotator,
+                seed_hash(config.trial_seed, "annotator"),
+            )
+        )
+    learner = Learner(
+        prepared.algorithm,
+        model,
+        Dims(dataset.task.outputs, features, source.num_domains, source.num_groups),
+        prepared.options.hp,
+        config.optimizer,
+        config.trial_seed,
+        steps=config.train.steps or 0,
+        loss=dataset.task.loss,
+        averaging=config.averaging,
+        precision=config.train.precision,
+        new_model=lambda: network(next(copies))[0],
+        views=dataset.views,
+    )
+    samplers = {
+        (name, stage.split): make_sampler(
+            name,
+            source.rows_by_domain(stage.split),
+            source.targets_M,
+            source.group_M,
+            config.train.batch_size or 1,
+            config.trial_seed,
+        )
+        for stage in learner.stages
+        for name in [stage.sampler or config.train.sampler]
+    }
+    evaluator = Evaluator(
+        dataset,
+        reader,
+        grouping(dataset.manifest, config.data.groups),
+        device,
+        config.selection.min_group_size,
+        config.train.precision,
+    )
+    unattached: Any = None
+    return Run(
+        config=config,
+        learner=learner,
+        source=source,
+        splits=splits,
+        samplers=samplers,
+        evaluator=evaluator,
+        rules=prepared.rules,
+        rundir=unattached,
+        tracker=unattached,
+        stop=StopFlag(),
+        progress=progress,
+    )
+
+
+def execute(prepared: Prepared, run: Run, store: tracking.Store) -> Result:
+    """Fit, score the target, deliver; whatever happens, the run ends as FINISHED, FAILED or KILLED."""
+    rundir = run.rundir
+    with rundir.lock(), run.stop:
+        run.tracker = tracking.Tracker(store, rundir, warn=run.progress.say)
+        run.tracker.start(datasets=dataset_inputs(prepared))
+        run.progress.start(run)
+        try:
+            fit(run)
+            chosen = score_kept(run)
+            log_cost(run)
+            rundir.write_evaluations([{"step": e.step, "metrics": dict(e.metrics)} for e in run.evaluations])
+            delivered = run.tracker.finish("FINISHED")
+        except Interrupted:
+            run.tracker.finish("KILLED")
+            raise
+        except KeyboardInterrupt:
+            run.tracker.finish("KILLED", error="interrupted twice")
+            raise
+        except (DivergenceError, UsageError) as error:
+            run.tracker.finish("FAILED", error=str(error))
+            raise
+        except Exception as error:
+            run.tracker.finish("FAILED", error=f"{type(error).__name__}: {error}")
+            raise
+    return Result(rundir.run_id, "FINISHED", rundir.path, chosen, delivered)
+
+
+def log_cost(run: Run) -> None:
+    """What the run cost: seconds, images, trained parameters, peak memory, scored target checkpoints."""
+    import resource
+
+    device = run.evaluator.device
+    peak = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    trained = sum(p.numel() for p in run.learner.algorithm.parameters() if p.requires_grad)
+    for name, value in {
+        "seconds": run.lap(),
+        "images": run.images,
+        "trained_parameters": trained,
+        "peak_memory_gb": peak / 1e9,
+        "test_queries": len(run.sealed),
+    }.items():
+        run.rundir.record(f"cost/{name}", value, run.learner.t)
+
+
+def read_config(rundir: RunDir) -> RunConfig:
+    """The resolved configuration of a run."""
+    return checked(RunConfig, yaml.safe_load((rundir.path / "config.yaml").read_text()), where="")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"the device {name!r} is not available ({str(error).splitlines()[0]}); "
+            "use --set execution.device=cpu or auto"
+        ) from None
+    return device

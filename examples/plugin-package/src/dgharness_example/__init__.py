@@ -1,0 +1,1 @@
+"""Domain generalization algorithms of my own."""

@@ -1,0 +1,54 @@
+"""IRMv1 against the gradient of a dummy scale, taken by autograd."""
+
+import pytest
+import torch
+
+from dgharness.algorithms.irmv1 import irmv1
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def slope(step, row, examples):
+    """Derivative of the mean risk of some examples in a factor of their logits."""
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    logits, targets = step.logits_EBC[row, examples], step.targets_EB[row, examples]
+    return torch.autograd.grad(step.loss(logits * scale, targets).mean(), scale, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("B", [2, 5, 6])
+def test_default_is_the_product_of_the_slopes_of_even_and_odd_examples(make_step, run, grads, B):
+    step = make_step(B=B)
+    expected = torch.stack(
+        [slope(step, e, slice(0, None, 2)) * slope(step, e, slice(1, None, 2)) for e in range(3)]
+    ).mean()
+    _, metrics, _ = run(irmv1, step)
+    torch.testing.assert_close(metrics["penalty"], expected, **EXACT)
+    torch.testing.assert_close(grads(metrics["penalty"], step.model), grads(expected, step.model), **EXACT)
+
+
+def test_biased_option_is_the_squared_slope(make_step, run, grads):
+    step = make_step()
+    expected = torch.stack([slope(step, e, slice(None)).square() for e in range(3)]).mean()
+    _, metrics, _ = run(irmv1, step, unbiased=False)
+    torch.testing.assert_close(metrics["penalty"], expected, **EXACT)
+    torch.testing.assert_close(grads(metrics["penalty"], step.model), grads(expected, step.model), **EXACT)
+
+
+def test_any_loss_per_example_will_do(make_step, run):
+    step = make_step(loss=lambda outputs, targets: (outputs[..., 0] - targets).square())
+    outputs_EB, residual_EB = step.logits_EBC[..., 0], step.logits_EBC[..., 0] - step.targets_EB
+    expected = (2 * outputs_EB * residual_EB).mean(1).square().mean()
+    _, metrics, _ = run(irmv1, step, unbiased=False)
+    torch.testing.assert_close(metrics["penalty"], expected, **EXACT)
+
+
+def test_one_example_per_domain_has_no_second_half_and_no_penalty(make_step, run):
+    step = make_step(B=1)
+    assert run(irmv1, step)[1]["penalty"] == 0
+    assert run(irmv1, step, unbiased=False)[1]["penalty"] > 0
+
+
+def test_weight_is_1_before_the_anneal_step_and_its_own_from_there(make_step, run):
+    for t, weight in [(499, 1.0), (500, 100.0)]:
+        loss, metrics, _ = run(irmv1, make_step(t=t))
+        torch.testing.assert_close(loss, metrics["risk"] + weight * metrics["penalty"], **EXACT)
