@@ -246,7 +246,7 @@ def _group_of(spec: Any) -> str:
     """The group a spec states, once it is known to be a spec that this version can use."""
     group = _stated(spec)
     if group is None:
-        raise _Broken(f"a {type(spec).__name__} is not a spec; make one with a decorator of dgharness.plugin")
+        raise _Broken(f"it has type {type(spec).__name__}; a decorator of dgharness.plugin makes a spec")
     if (api := getattr(spec, "api", None)) != API_VERSION:
         from dgharness import __version__
 

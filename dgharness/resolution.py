@@ -106,24 +106,31 @@ class Neutral:
     value: Any
 
 
-def config_hash(config: RunConfig, versions: Mapping[str, int], dataset_digest: str) -> str:
-    """SHA-256 of what decides the result: the settings without execution, the parts' versions, the data."""
+def config_hash(
+    config: RunConfig, versions: Mapping[str, int], dataset_digest: str, weights_sha: str | None = None
+) -> str:
+    """SHA-256 of what decides the result: settings, versions of the parts, data and weights.
+
+    Where it runs and where files lie is left out.
+    """
     identity = {
-        "config": _identity(config, leave_out=("execution", "preset", "plugins")),
+        "config": _identity(config, leave_out=("execution", "preset", "plugins", "weights_file")),
         "versions": dict(versions),
         "data": dataset_digest,
+        "weights": weights_sha,
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def _identity(model: BaseModel, leave_out: Sequence[str] = ()) -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads(json.dumps(model.model_extra or {}))
+    extra = model.model_extra or {}
+    kept: dict[str, Any] = {name: value for name, value in extra.items() if name not in leave_out}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         neutral = [mark for mark in field.metadata if isinstance(mark, Neutral) and mark.value == value]
         if name in leave_out or neutral:
             continue
-        kept[name] = _identity(value) if isinstance(value, BaseModel) else value
+        kept[name] = _identity(value, leave_out) if isinstance(value, BaseModel) else value
     return kept
 
 

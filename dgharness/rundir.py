@@ -320,4 +320,4 @@ def _writing(path: Path, but: type[BaseException] | tuple[()] = ()) -> Iterator[
         if not isinstance(cause, OSError) or cause.errno not in _WHY:
             raise
         why = _WHY[cause.errno]
-        raise UsageError(f"cannot write {path}: {why}; make room there or choose another --output") from error
+        raise UsageError(f"cannot write {path}: {why}; make room there, or choose another directory (--set execution.output=DIR)") from error

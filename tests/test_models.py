@@ -354,13 +354,13 @@ def test_without_network_the_error_says_which_file_is_missing_and_what_to_do(
 
 def test_torchvision_still_publishes_the_checkpoints_under_these_names() -> None:
     site = "https://download.pytorch.org/models"
-    assert resnet.CHECKPOINTS == {
+    assert {
         "resnet18": {"in1k-v1": f"{site}/resnet18-f37072fd.pth"},
         "resnet50": {
             "in1k-v1": f"{site}/resnet50-0676ba61.pth",
             "in1k-v2": f"{site}/resnet50-11ad3fa6.pth",
         },
-    }
+    } == resnet.CHECKPOINTS
 
 
 def test_a_weights_file_of_another_architecture_is_refused(weights_file: Path) -> None:

@@ -115,7 +115,8 @@ def test_the_head_learns_at_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("lr", 0), ("lr", -1), ("name", "adamm"), ("warmup_steps", -1), ("decay_every", 0)]
+    ("key", "value"),
+    [("lr", 0), ("lr", -1), ("name", "adamm"), ("warmup_steps", -1), ("beta1", 1.0), ("decay_every", 0)],
 )
 def test_settings_outside_their_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"optimizer.{key}="):

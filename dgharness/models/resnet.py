@@ -8,8 +8,8 @@ A weights file is looked for at ``weights_file``, else in torch's download folde
 is downloaded. Its SHA-256 is its identity: a checkpoint known by hash keeps its name wherever it lies, any
 other file is ``file:<name>``.
 
-Input that does not have three channels: channel i starts from the filters of channel i modulo 3, as in
-DomainBed; from scratch, the first convolution is just that wide.
+For input of C channels and not three, channel i starts from the filters of channel i modulo 3, as in
+DomainBed; from scratch, the first convolution is just C wide.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def caption(
     rules: Sequence[Rule],
     *,
     trials: int,
-    draws: int,
-    baseline: str | None,
+    draws: Sequence[int],
+    baseline: str,
     comparisons: Sequence[Comparison],
     gaps: bool,
 ) -> str:
@@ -30,7 +30,7 @@ def caption(
             f"Accuracy (%) on held-out domains: {block}.",
             *(f"{title(rule)}: {rule.caption}" for rule in rules),
             _spread(trials, draws),
-            *([_significance(baseline, comparisons)] if baseline and comparisons else []),
+            *([_significance(baseline, comparisons)] if comparisons else []),
             *(["Gap: accuracy under the oracle minus accuracy under the rule, in points."] if gaps else []),
         ]
     )
@@ -48,8 +48,12 @@ def warnings(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _spread(trials: int, draws: int) -> str:
-    drawn = f"{draws} hyperparameter draw{'s' if draws > 1 else ''} per trial"
+def _spread(trials: int, draws: Sequence[int]) -> str:
+    drawn = f"{len(draws)} hyperparameter draws per trial"
+    if len(draws) == 1:
+        drawn = (
+            "hyperparameters " + ("at their defaults" if draws[0] == 0 else "of one draw") + " (no search)"
+        )
     if trials < 2:
         return f"1 trial, {drawn}: no standard error and no test."
     return f"{trials} trials, {drawn}; mean ± standard error over trials (ddof = 1)."
@@ -60,8 +64,8 @@ def _significance(baseline: str, comparisons: Sequence[Comparison]) -> str:
     found = sum(comparison.significant for comparison in comparisons)
     many = len(comparisons)
     return (
-        f"Differences to {baseline} are paired by trial, with 95 % t-intervals; * marks p ≤ {ALPHA:g} in a paired "
-        f"t-test after Holm's correction over the {many} comparison{'s' if many > 1 else ''} of this table "
-        f"({found} marked). The t-test takes the differences for normal; without that, the smallest p "
-        f"reachable with {n} trials is {smallest_p(n):.2g}."
+        f"Differences to {baseline} are paired by trial (brackets: 95 % t-interval); * marks p ≤ {ALPHA:g} in a "
+        f"paired t-test after Holm's correction over the {many} comparison{'s' if many > 1 else ''} of this "
+        f"table ({found} marked). The t-test takes differences to be normal: without that, no p below "
+        f"{smallest_p(n):.2g} is reachable with {n} trials."
     )

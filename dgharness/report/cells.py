@@ -1,9 +1,9 @@
-"""From run records to tables: one rule with a column per held-out domain, or one domain with a column per rule."""
+"""From run records to tables: one rule and a column per target, or one target and a column per rule."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from dgharness.report import captions
@@ -27,7 +27,7 @@ def build_tables(
     gaps: bool = True,
     not_applicable: NotApplicable | None = None,
 ) -> list[Table]:
-    """Compare algorithms; runs that differ in dataset, protocol, model, weights or preset stand in tables apart.
+    """Compare algorithms; what differs in dataset, protocol, model, weights or preset never shares a table.
 
     ``expected`` lists the planned runs as (algorithm, targets, hparams_seed, trial_seed); without it the plan
     is the full product of what the records hold. A cell with a run that is missing or not finished is named,
@@ -45,14 +45,13 @@ def build_tables(
         if expected is not None and len(blocks) > 1:  # another block's domains are not missing here
             seen = {target for record in members for target in record.targets}
             plan = [item for item in expected if seen.issuperset(item[1])]
-        maker = _Maker(
-            block, members, grid(members, plan), plan is not None, baseline, extras, not_applicable or {}
-        )
-        side_by_side = layout == "rules" or (
-            layout == "auto" and len(maker.runs.columns) == 1 and len(rules) > 1
-        )
+        runs = grid(members, plan)
+        if not runs.columns:
+            continue
+        maker = _Maker(block, members, runs, plan is not None, baseline, extras, not_applicable or {})
+        side_by_side = layout == "rules" or (layout == "auto" and len(runs.columns) == 1 and len(rules) > 1)
         if side_by_side:
-            tables += [maker.by_rule(column, rules, gaps) for column in maker.runs.columns]
+            tables += [maker.by_rule(column, rules, gaps) for column in runs.columns]
         else:
             tables += [maker.by_target(rule, rules if gaps else ()) for rule in rules]
     return tables
@@ -73,21 +72,31 @@ class _Maker:
         """In the plan's order, or the baseline first and the others by name."""
         exempt = [name for name, _ in self.exempt if name not in map(algorithm_of, self.runs.labels)]
         labels = list(dict.fromkeys([*self.runs.labels, *exempt]))
-        return labels if self.planned else sorted(labels, key=lambda label: (label != self.baseline, label))
+        return (
+            labels
+            if self.planned
+            else sorted(labels, key=lambda label: (algorithm_of(label) != self.baseline, label))
+        )
+
+    @property
+    def versus(self) -> str:
+        """The baseline's row, be it the only one with an averaging or test-time method."""
+        rows = [label for label in self.labels if algorithm_of(label) == self.baseline]
+        return rows[0] if len(rows) == 1 else self.baseline
 
     def by_target(self, rule: Rule, rules: Sequence[Rule]) -> Table:
         chosen = [self._chosen(rule, column) for column in self.runs.columns]
         accuracies = [_cells(column, accuracy) for column in chosen]
-        overall = _averages(accuracies, self._names) if len(accuracies) > 1 else accuracies[0]
+        overall = _averages(accuracies, self._names)
         comparisons = holm(self._comparisons(overall))
         table = [
             (Column(name, rule=rule.name), cells) for name, cells in zip(self._names, accuracies, strict=True)
         ]
         if len(accuracies) > 1:
             table.append((Column("average", rule=rule.name), overall))
-        if self.baseline in overall and len(overall) > 1:
-            versus = Column(f"difference to {self.baseline}", "points", rule.name)
-            table.append((versus, self._differences(overall, comparisons)))
+        if self.versus in overall and len(overall) > 1:
+            difference = Column(f"difference to {self.versus}", "points", rule.name)
+            table.append((difference, self._differences(overall, comparisons)))
         for name in self.extras:
             further = [{label: metric(found, name) for label, found in column.items()} for column in chosen]
             table.append((_extra(name, rule), _averages(further, self._names)))
@@ -96,7 +105,7 @@ class _Maker:
                 best = [_cells(self._chosen(oracle, column), accuracy) for column in self.runs.columns]
                 gap = _gaps(overall, _averages(best, self._names))
                 table.append((Column("gap to oracle", "points", rule.name), gap))
-        return self._table(captions.title(rule), [rule], table, comparisons)
+        return self._table(captions.title(rule), [rule], table, comparisons.values())
 
     def by_rule(self, column: tuple[str, ...], rules: Sequence[Rule], gaps: bool) -> Table:
         chosen = {rule.name: self._chosen(rule, column) for rule in rules}
@@ -125,7 +134,7 @@ class _Maker:
                     gap = _gaps(accuracies[rule.name], accuracies[oracle.name])
                     table.append((Column(f"gap of {rule.name}", "points", rule.name), gap))
         title = f"accuracy on {'+'.join(column)}, by selection rule"
-        return self._table(title, rules, table, comparisons)
+        return self._table(title, rules, table, comparisons.values())
 
     @property
     def _names(self) -> list[str]:
@@ -135,19 +144,19 @@ class _Maker:
         return {label: outcome(rule, self.runs, label, column, self.exempt) for label in self.labels}
 
     def _comparisons(self, cells: Cells) -> dict[str, Comparison]:
-        against = cells.get(self.baseline, Cell())
+        against = cells.get(self.versus, Cell())
         found = {
             label: compare(cell.trials, against.trials)
             for label, cell in cells.items()
-            if label != self.baseline
+            if label != self.versus
         }
         return {label: comparison for label, comparison in found.items() if comparison is not None}
 
     def _differences(self, cells: Cells, comparisons: Mapping[str, Comparison]) -> dict[str, Cell]:
-        against = cells[self.baseline]
+        against = cells[self.versus]
         found = {}
         for label, cell in cells.items():
-            if label == self.baseline:
+            if label == self.versus:
                 found[label] = Cell(problem="baseline")
             elif against.problem and not cell.problem:
                 found[label] = Cell(problem="baseline incomplete")
@@ -160,7 +169,7 @@ class _Maker:
         title: str,
         rules: Sequence[Rule],
         table: Sequence[tuple[Column, Cells]],
-        comparisons: Mapping[object, Comparison] | Mapping[str, Comparison],
+        comparisons: Iterable[Comparison],
     ) -> Table:
         labels = self.labels
         rows = tuple(Row(label, tuple(cells[label] for _, cells in table)) for label in labels)
@@ -175,20 +184,23 @@ class _Maker:
                 rules,
                 trials=self.runs.trials,
                 draws=self.runs.draws,
-                baseline=self.baseline if self.baseline in labels else None,
-                comparisons=list(comparisons.values()),
-                gaps=any("gap" in column.name.split() for column, _ in table),
+                baseline=self.versus,
+                comparisons=list(comparisons),
+                averaged=any(column.name == "average" for column, _ in table),
+                gaps=any(column.name.startswith("gap ") for column, _ in table),
             ),
             notes=tuple(dict.fromkeys([*problems, *captions.warnings(self.records)])),
         )
 
 
-def _cells(chosen: Mapping[str, Outcome], read: object) -> dict[str, Cell]:
-    return {label: read(found) for label, found in chosen.items()}  # type: ignore[operator]
+def _cells(chosen: Mapping[str, Outcome], read: Callable[[Outcome], Cell]) -> dict[str, Cell]:
+    return {label: read(found) for label, found in chosen.items()}
 
 
 def _averages(columns: Sequence[Cells], names: Sequence[str]) -> dict[str, Cell]:
     """Mean over the columns within each trial; a problem in any column blocks the row's average."""
+    if len(columns) == 1:
+        return dict(columns[0])
     found = {}
     for label in columns[0]:
         row = [column[label] for column in columns]

@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of one block by slot: one each, none where one is missing, several where it is not clear which."""
+    """The runs of one block by slot: one each, none where one is missing, several where any could be meant."""
 
     labels: tuple[str, ...]
     columns: tuple[tuple[str, ...], ...]  # the held-out domains of each column
@@ -50,8 +50,9 @@ class Grid:
         return len({slot.trial_seed for slot in self.runs})
 
     @property
-    def draws(self) -> int:
-        return len({slot.hparams_seed for slot in self.runs})
+    def draws(self) -> tuple[int, ...]:
+        """The hyperparameter seeds; 0 is the defaults."""
+        return tuple(sorted({slot.hparams_seed for slot in self.runs}))
 
 
 def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> Grid:

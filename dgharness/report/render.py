@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, get_args
-
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.report.table import Cell, Column, Table
@@ -80,8 +79,8 @@ def _text(table: Table) -> str:
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("algorithm", no_wrap=True)
     for column in table.columns:
-        longest = max(map(len, column.name.replace("-", " ").split()))
-        drawn.add_column(column.name, justify="right", max_width=max(28, longest))
+        header = textwrap.fill(column.name, width=16, break_long_words=False)
+        drawn.add_column(Text(header), justify="right", max_width=36)
     for row in _grid(table):
         drawn.add_row(*(Text(cell) for cell in row))
     stream = io.StringIO()
@@ -127,9 +126,12 @@ _TEX = str.maketrans(
 )
 
 
+_MINUS = re.compile(r"(?<![\w-])-(?=\d)")
+
+
 def _latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(cell.translate(_TEX) for cell in cells) + r" \\"
+        return " & ".join(_MINUS.sub("$-$", cell.translate(_TEX)) for cell in cells) + r" \\"
 
     notes = [r"\par\footnotesize " + note.translate(_TEX) for note in table.notes]
     return "\n".join(
@@ -151,10 +153,10 @@ def _latex(table: Table) -> str:
     )
 
 
-_FIELDS = (
-    "table", "dataset", "toy", "protocol", "model", "weights", "tuning", "preset", "rule", "algorithm", "column",
-    "unit", "mean", "standard_error", "trials", "low", "high", "p", "p_holm", "significant", "problem", "detail",
-)  # fmt: skip
+_FIELDS = tuple(
+    "table dataset toy protocol model weights tuning preset rule algorithm column unit mean standard_error "
+    "trials low high p p_holm significant problem detail".split()
+)
 
 
 def _csv(tables: Sequence[Table]) -> str:

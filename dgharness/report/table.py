@@ -84,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """What its cells hold: ``percent`` and ``points`` are fractions shown times 100, points with their sign."""
+    """What its cells hold; ``percent`` and ``points`` are fractions shown times 100, points with their sign."""
 
     name: str
     unit: Literal["percent", "points", "number"] = "percent"

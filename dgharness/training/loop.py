@@ -39,6 +39,7 @@ class Run:
     splits: Splits
     samplers: dict[tuple[str, str], Sampler]  # by stage: (sampler, split)
     evaluator: Evaluator
+    row_names: tuple[str, ...]  # of the rows of a by-domain batch
     rules: Sequence[Rule]
     rundir: RunDir
     tracker: Tracker
@@ -110,7 +111,7 @@ def next_batch(run: Run, stage: Stage) -> Any:
         run.evaluator.dataset,
         run.evaluator.reader,
         sampler.draw(t),
-        run.source.domain_M,
+        run.source.domain_of_M,
         run.source.group_M,
         t,
         run.evaluator.device,
@@ -144,9 +145,9 @@ def log_training(run: Run) -> None:
         mean = values.mean(0)
         if mean.dim() == 0:
             run.rundir.record(f"train/{name}", float(mean), run.learner.t)
-        elif len(mean) == len(run.splits.train_domains):
-            for domain, value in zip(slugs(run.splits.train_domains).values(), mean.tolist(), strict=True):
-                run.rundir.record(f"train/{name.removesuffix('s_E')}/{domain}", value, run.learner.t)
+        elif len(mean) == len(run.row_names):
+            for row, value in zip(slugs(run.row_names).values(), mean.tolist(), strict=True):
+                run.rundir.record(f"train/{name.removesuffix('s_E')}/{row}", value, run.learner.t)
     run.recent.clear()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,7 +27,7 @@ class OptimizerConfig(Hparams):
     """Weight decay (decoupled in adamw only); unset, that of the dataset's profile."""
     momentum: NonNegativeFloat = 0.9
     """Momentum of sgd."""
-    beta1: NonNegativeFloat = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of Adam's mean gradient."""
     sam_rho: NonNegativeFloat = 0.05
     """Radius of the neighbourhood in which sam looks for the worst weights."""

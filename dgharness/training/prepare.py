@@ -93,6 +93,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
     if tta:
         check_needs(tta_name, tta.needs, config, dataset, splits, train_grouping)
+    weights = model.weights(options.model)
     parts = {"algorithm": algorithm, "model": model, "tta": tta, "annotator": annotator}
     return Prepared(
         config=config,
@@ -103,9 +104,12 @@ def prepare(config: RunConfig) -> Prepared:
         model=model,
         rules=rules,
         train_grouping=train_grouping,
-        weights=model.weights(options.model),
+        weights=weights,
         config_hash=config_hash(
-            config, {kind: part.version for kind, part in parts.items() if part}, dataset.digest
+            config,
+            {kind: part.version for kind, part in parts.items() if part},
+            dataset.digest,
+            weights[1],
         ),
     )
 

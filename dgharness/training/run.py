@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -14,7 +15,7 @@ from dgharness import registry, tracking
 from dgharness.config import RunConfig
 from dgharness.data.dataset import grouping
 from dgharness.data.sampling import make_sampler
-from dgharness.data.source import TrainingSource
+from dgharness.data.source import TrainingSource, training_domains
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.hparams import checked
 from dgharness.models.model import build_model
@@ -25,7 +26,7 @@ from dgharness.seeds import seed_hash
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
 from dgharness.training.checks import check_model
-from dgharness.training.evaluation import Evaluator
+from dgharness.training.evaluation import Evaluator, all_rows
 from dgharness.training.identity import dataset_inputs, run_tags, write_documents
 from dgharness.training.learner import Learner
 from dgharness.training.loop import Run, fit
@@ -43,6 +44,7 @@ class Result:
     status: str
     path: Path
     chosen: dict[str, Evaluation]
+    cost: dict[str, float]
     delivered: bool
 
 
@@ -88,17 +90,17 @@ def resume(
 ) -> Result:
     """Continue a run from its last checkpoint; the result is that of an uninterrupted run, bit for bit."""
     rundir = RunDir.open(Path(root), run_id)
-    if rundir.status == "FINISHED":
+    if rundir.state.status == "FINISHED":
         raise UsageError(f"run {run_id} is finished; there is nothing to resume")
     config = read_config(rundir)
     prepared = prepare(config)
-    if prepared.config_hash != rundir.config_hash:
+    if prepared.config_hash != rundir.state.config_hash:
         raise UsageError(
             f"run {run_id} cannot be resumed: its data, or the version of its algorithm, has changed since; "
             "start it again with dgharness train"
         )
     store = store or tracking.prepare_store(
-        tracking.tracking_uri(config.execution.tracking_uri or None), rundir.experiment
+        tracking.tracking_uri(config.execution.tracking_uri or None), rundir.state.experiment
     )
     if header:
         header(prepared, store)
@@ -133,22 +135,28 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     if config.tta.name != "none":
         check_model(config.tta.name, registry.load("tta", config.tta.name).needs, model)
     source = TrainingSource(
-        dataset, splits, prepared.train_grouping.group_M, device, domain_names=splits.train_domains
+        dataset,
+        reader,
+        splits,
+        training_domains(dataset, splits),
+        prepared.train_grouping.group_M,
+        device,
     )
+    row_names = splits.train_domains
     if config.annotator.name != "none":
-        annotate = registry.load("annotators", config.annotator.name).annotate
-        source = source.annotated(
-            annotate(
-                source,
-                lambda: network(next(copies))[0],
-                prepared.options.annotator,
-                seed_hash(config.trial_seed, "annotator"),
-            )
+        found = registry.load("annotators", config.annotator.name).annotate(
+            source,
+            lambda: network(next(copies))[0],
+            prepared.options.annotator,
+            seed_hash(config.trial_seed, "annotator"),
         )
+        source = annotated(source, found)
+        if "domain" in found:
+            row_names = tuple(f"found {number}" for number in range(len(source.counts_K)))
     learner = Learner(
         prepared.algorithm,
         model,
-        Dims(dataset.task.outputs, features, source.num_domains, source.num_groups),
+        Dims(dataset.task.outputs, features, len(source.counts_K), int(source.group_M.max()) + 1),
         prepared.options.hp,
         config.optimizer,
         config.trial_seed,
@@ -162,8 +170,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     samplers = {
         (name, stage.split): make_sampler(
             name,
-            source.rows_by_domain(stage.split),
-            source.targets_M,
+            rows_by_domain(splits.rows[stage.split], source.domain_of_M),
             source.group_M,
             config.train.batch_size or 1,
             config.trial_seed,
@@ -187,12 +194,32 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         splits=splits,
         samplers=samplers,
         evaluator=evaluator,
+        row_names=row_names,
         rules=prepared.rules,
         rundir=unattached,
         tracker=unattached,
         stop=StopFlag(),
         progress=progress,
     )
+
+
+def annotated(source: TrainingSource, found: Mapping[str, torch.Tensor]) -> TrainingSource:
+    """The training data with the domains or groups that an annotator found, in training only."""
+    index_L = source.columns["index"].cpu()
+    changes = {}
+    for column, field in (("domain", "domain_of_M"), ("group", "group_M")):
+        if column in found:
+            changes[field] = torch.full_like(getattr(source, field), -1).index_copy_(
+                0, index_L, found[column].cpu().long()
+            )
+    return replace(source, **changes)
+
+
+def rows_by_domain(rows: Mapping[str, np.ndarray], domain_of_M: torch.Tensor) -> list[np.ndarray]:
+    """The rows of a split by training domain, in the split's order."""
+    together = all_rows(rows)
+    number = domain_of_M[torch.from_numpy(together)].numpy()
+    return [together[number == k] for k in range(int(domain_of_M.max()) + 1)]
 
 
 def execute(prepared: Prepared, run: Run, store: tracking.Store) -> Result:
@@ -205,7 +232,7 @@ def execute(prepared: Prepared, run: Run, store: tracking.Store) -> Result:
         try:
             fit(run)
             chosen = score_kept(run)
-            log_cost(run)
+            cost = log_cost(run)
             rundir.write_evaluations([{"step": e.step, "metrics": dict(e.metrics)} for e in run.evaluations])
             delivered = run.tracker.finish("FINISHED")
         except Interrupted:
@@ -220,10 +247,10 @@ def execute(prepared: Prepared, run: Run, store: tracking.Store) -> Result:
         except Exception as error:
             run.tracker.finish("FAILED", error=f"{type(error).__name__}: {error}")
             raise
-    return Result(rundir.run_id, "FINISHED", rundir.path, chosen, delivered)
+    return Result(rundir.state.run_id, "FINISHED", rundir.path, chosen, cost, delivered)
 
 
-def log_cost(run: Run) -> None:
+def log_cost(run: Run) -> dict[str, float]:
     """What the run cost: seconds, images, trained parameters, peak memory, scored target checkpoints."""
     import resource
 
@@ -234,14 +261,16 @@ def log_cost(run: Run) -> None:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     trained = sum(p.numel() for p in run.learner.algorithm.parameters() if p.requires_grad)
-    for name, value in {
+    cost = {
         "seconds": run.lap(),
         "images": run.images,
         "trained_parameters": trained,
         "peak_memory_gb": peak / 1e9,
         "test_queries": len(run.sealed),
-    }.items():
+    }
+    for name, value in cost.items():
         run.rundir.record(f"cost/{name}", value, run.learner.t)
+    return cost
 
 
 def read_config(rundir: RunDir) -> RunConfig:
