@@ -22,15 +22,21 @@ app.add_typer(algorithms_app, name="algorithms")
 app.add_typer(datasets_app, name="datasets")
 
 Algorithm = Annotated[str, typer.Option("--algorithm", "-a", help="dgharness algorithms lists them.")]
+Algorithms = Annotated[list[str], typer.Option("--algorithms", "-a", help="Names, patterns or all.")]
+Shown = Annotated[list[str], typer.Option("--rule", help="Selection rule; several stand side by side.")]
 DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="NAME, or folder:PATH and the like.")]
 Targets = Annotated[list[str], typer.Option("--target", "-t", help="Domain held out; may be repeated.")]
 DataRoot = Annotated[str, typer.Option("--data-root", help="Where datasets that are not bundled lie.")]
 Preset = Annotated[str, typer.Option("--preset", help="Settings of a published protocol, or a YAML file.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in a YAML file.")]
 Sets = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; dgharness config lists the keys.")]
-Plugins = Annotated[list[str], typer.Option("--plugin", help="Uninstalled code: MODULE:ATTR or FILE.py:ATTR.")]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", help="Uninstalled code: MODULE:ATTR or FILE.py:ATTR.")
+]
 Output = Annotated[str, typer.Option("--output", help="Run directories are made here [default: runs].")]
-Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment [default: DATASET/PROTOCOL].")]
+Experiment = Annotated[
+    str, typer.Option("--experiment", help="MLflow experiment [default: DATASET/PROTOCOL].")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 
@@ -46,7 +52,9 @@ def train(
     set_: Sets = [],  # noqa: B006
     plugin: Plugins = [],  # noqa: B006
     hparams_seed: Annotated[int | None, typer.Option(help="0: the defaults; others: a random draw.")] = None,
-    trial_seed: Annotated[int | None, typer.Option(help="Data generation, split, initialisation, order.")] = None,
+    trial_seed: Annotated[
+        int | None, typer.Option(help="Data generation, split, initialisation, order.")
+    ] = None,
     output: Output = "",
     experiment: Experiment = "",
     resume: Annotated[str, typer.Option("--resume", help="Continue this run id.")] = "",
@@ -73,7 +81,7 @@ def train(
 
 @app.command()
 def sweep(
-    algorithms: Annotated[list[str], typer.Option("--algorithms", "-a", help="Names, patterns or all.")] = ["all"],  # noqa: B006
+    algorithms: Algorithms = ["all"],  # noqa: B006
     dataset: DatasetName = "",
     target: Targets = [],  # noqa: B006
     trials: Annotated[int, typer.Option(help="Trial seeds 0..N-1.", min=1)] = 3,
@@ -118,17 +126,18 @@ def sweep(
 @app.command()
 def report(
     experiment: Annotated[str, typer.Argument(help="MLflow experiment, as the run printed it.")],
-    rule: Annotated[
-        list[str], typer.Option("--rule", help="Selection rule; several make a table side by side.")
-    ] = ["training-domain-validation"],  # noqa: B006
+    rule: Shown = ["training-domain-validation"],  # noqa: B006
     baseline: Annotated[str, typer.Option(help="Differences are to this algorithm.")] = "erm",
+    extra: Annotated[
+        list[str], typer.Option("--extra", help="Further metrics: wga, ece, cost/seconds, ...")
+    ] = [],  # noqa: B006
     format_: Annotated[str, typer.Option("--format", help="text, markdown, latex, csv or json.")] = "text",
     to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of stdout.")] = None,
 ) -> None:
     """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
     from dgharness.commands import run_report
 
-    run_report(experiment, _commas(rule), baseline=baseline, format_=format_, to=to)
+    run_report(experiment, _commas(rule), baseline=baseline, extras=_commas(extra), format_=format_, to=to)
 
 
 @algorithms_app.callback(invoke_without_command=True)

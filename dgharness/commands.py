@@ -12,9 +12,11 @@ from typing import Any
 from dgharness import tracking
 from dgharness.config import compose
 from dgharness.errors import UsageError
+from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
-from dgharness.training.progress import Progress, header_lines, result_lines, to_stderr
-from dgharness.training.run import Result, read_config, resume, train
+from dgharness.training.progress import header_lines, result_lines, to_stderr
+from dgharness.training.run import resume as continue_run
+from dgharness.training.run import train
 
 
 def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: bool, as_json: bool) -> None:
@@ -23,16 +25,15 @@ def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: b
 
     def header(prepared: Prepared, store: tracking.Store) -> None:
         prepared_here.append(prepared)
-        for line in header_lines(prepared, store.uri):
+        for line in header_lines(prepared, deviations(prepared), str(store)):
             to_stderr(line)
 
     if dry_run:
         _print_plan(layers, as_json)
         return
-    if resume:
-        result = _resume(resume, output, header)
-    else:
-        result = train(compose(**layers), header=header)
+    result = (
+        continue_run(resume, output, header=header) if resume else train(compose(**layers), header=header)
+    )
     prepared = prepared_here[0]
     for line in result_lines(result.run_id, result.chosen, prepared):
         to_stderr(line)
@@ -42,14 +43,16 @@ def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: b
         to_stderr("MLflow has not got everything; dgharness sync delivers the rest")
     if as_json:
         chosen = {
-            rule: {"step": evaluation.step, **evaluation.metrics} for rule, evaluation in result.chosen.items()
+            rule: {"step": evaluation.step, **evaluation.metrics}
+            for rule, evaluation in result.chosen.items()
         }
-        record = {"run_id": result.run_id, "status": result.status, "path": str(result.path), "chosen": chosen}
+        record = {
+            "run_id": result.run_id,
+            "status": result.status,
+            "path": str(result.path),
+            "chosen": chosen,
+        }
         print(json.dumps(_strict(record), indent=1))
-
-
-def _resume(run_id: str, output: str, header: Any) -> Result:
-    return resume(run_id, output, header=header)
 
 
 def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
@@ -61,7 +64,7 @@ def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(tree, indent=1))
         return
     uri = tracking.tracking_uri(prepared.config.execution.tracking_uri or None)
-    for line in header_lines(prepared, uri):
+    for line in header_lines(prepared, deviations(prepared), f"{uri} → {prepared.experiment}"):
         to_stderr(line)
     to_stderr(f"1 run of {prepared.config.train.steps} steps; nothing is written")
     print(yaml.safe_dump(tree, sort_keys=False), end="")
@@ -107,14 +110,23 @@ def run_sweep(
 
 
 def run_report(
-    experiment: str, rules: Sequence[str], *, baseline: str, format_: str, to: Path | None
+    experiment: str,
+    rules: Sequence[str],
+    *,
+    baseline: str,
+    extras: Sequence[str],
+    format_: str,
+    to: Path | None,
 ) -> None:
     """Print the comparison of an experiment's runs."""
+    from dgharness import registry
+    from dgharness.report.cells import build_tables
     from dgharness.report.load import load_experiment
-    from dgharness.report.show import comparison
+    from dgharness.report.render import render
 
-    records, expected = load_experiment(experiment)
-    text = comparison(records, rules, baseline=baseline, format_=format_, expected=expected)
+    chosen = [registry.load("selection", name) for name in rules]
+    tables = build_tables(load_experiment(experiment), chosen, baseline=baseline, extras=extras)
+    text = render(tables, format_)
     if to:
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(text + "\n")
@@ -170,6 +182,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and value != value else value
-
-
-__all__ = ["read_config", "run_doctor", "run_report", "run_sweep", "run_sync", "run_train"]

@@ -10,9 +10,7 @@ from typing import Any
 from dgharness import registry
 
 
-def list_entries(
-    group: str, pattern: str, unverified: bool, plugins: Sequence[str], as_json: bool
-) -> None:
+def list_entries(group: str, pattern: str, unverified: bool, plugins: Sequence[str], as_json: bool) -> None:
     """One line per entry; broken ones with the reason."""
     for plugin in plugins:
         registry.add_plugin(plugin)
@@ -70,9 +68,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
     counts = {
         "domains": dataset.manifest["domain"].value_counts(sort=False).to_dict(),
         "classes": dataset.manifest["y"].value_counts(sort=False).to_dict(),
-        "groups": {
-            group: int((groups.group_M == number).sum()) for number, group in enumerate(groups.names)
-        },
+        "groups": {group: int((groups.group_M == number).sum()) for number, group in enumerate(groups.names)},
     }
     facts: dict[str, Any] = {
         "name": dataset.name,

@@ -19,9 +19,10 @@ def slug(name: str) -> str:
     >>> slug("+90%"), slug("-90%"), slug("art_painting"), slug("y=0,color=red")
     ('plus90pct', 'minus90pct', 'art_painting', 'y-0_color-red')
     """
-    spelled = re.sub(r"^[-\u2212](?=\d)", "minus", name)
+    spelled = name
     for character, word in (("+", "plus"), ("%", "pct"), ("=", "-")):
         spelled = spelled.replace(character, word)
+    spelled = re.sub(r"^[-\u2212](?=\d)", "minus", spelled)
     spelled = re.sub(r"[^A-Za-z0-9_\-. ]", "_", spelled)
     if not spelled.strip(". "):
         return f"name-{_digest(name)}"

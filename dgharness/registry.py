@@ -110,16 +110,21 @@ def entries(group: str, *, pattern: str = "*", include_unverified: bool = False)
     return [e for e in listed if include_unverified or e.trust != "unverified" or e.status != "ok"]
 
 
+def entry(group: str, name: str) -> Entry:
+    """What the listing says of one name or alias; a built-in is not imported for it."""
+    _find(group, name)
+    return _listed(group, name)
+
+
 def show(group: str, name: str) -> dict[str, Any]:
     """Everything about one name, ready for JSON; ``version`` is the package's, ``spec_version`` its own."""
     from dgharness.hparams import fields  # pydantic takes as long to import as everything else here
 
-    spec, entry = load(group, name), _find(group, name)
-    text = _doc_of(entry)
+    spec, text = load(group, name), _doc_of(_find(group, name))
     settings = getattr(spec, "hparams", None) or getattr(spec, "options", None)
     needs = getattr(spec, "needs", None)
     record = {
-        **dataclasses.asdict(_described(entry, text)),
+        **dataclasses.asdict(entry(group, name)),
         "agrees_with": parse_doc(text)["agrees_with"],
         "rung": getattr(spec, "rung", None),
         "needs": None if needs is None else str(needs),

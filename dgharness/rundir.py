@@ -57,7 +57,8 @@ class DatasetInput(NamedTuple):
 
     name: str
     digest: str
-    context: str  # the split: train, val, test
+    context: str  # train, validation, test
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,9 @@ class RunDir:
                 f"{path} exists already; continue that run with --resume {run_id}, or move it away"
             ) from None
         state = RunState(run_id=run_id, config_hash=config_hash, uid=uuid.uuid4().hex, **facts)
-        rundir = cls(path, replace(state, started=state.started or now_ms(), worker=_worker()), reopened=False)
+        rundir = cls(
+            path, replace(state, started=state.started or now_ms(), worker=_worker()), reopened=False
+        )
         rundir.save()
         return rundir
 
@@ -181,7 +184,7 @@ class RunDir:
         self.journal.append(Metric(key, value, timestamp, step))
 
     def save_final(self) -> None:
-        """Write the whole journal as ``metrics.json``, from which it can be delivered without a checkpoint."""
+        """Write the whole journal as ``metrics.json``: it can then be delivered without a checkpoint."""
         if self.journal:
             content = [(m.key, _encoded(m.value), m.timestamp, m.step) for m in self.journal]
             write_json(self.path / "metrics.json", content)
@@ -320,4 +323,5 @@ def _writing(path: Path, but: type[BaseException] | tuple[()] = ()) -> Iterator[
         if not isinstance(cause, OSError) or cause.errno not in _WHY:
             raise
         why = _WHY[cause.errno]
-        raise UsageError(f"cannot write {path}: {why}; make room there, or choose another directory (--set execution.output=DIR)") from error
+        remedy = "mend that or choose another directory (--set execution.output=DIR)"
+        raise UsageError(f"cannot write {path}: {why}; {remedy}") from error

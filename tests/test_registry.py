@@ -115,16 +115,12 @@ class Points(list[Point]):
         return [point for point in self if point.group == group]
 
 
-def entry(group, name):
-    return next(e for e in registry.entries(group) if e.name == name)
-
-
 # --- built-ins ---
 
 
 def test_the_listing_reads_docstrings_of_built_ins_and_imports_nothing(built_ins):
     built_ins(loud='"""Loud.\n\nEquation: a\n  + b\nTrust: verified\n"""\nraise RuntimeError("imported")')
-    found = entry("algorithms", "loud")
+    found = registry.entry("algorithms", "loud")
     assert (found.summary, found.equation, found.trust) == ("Loud.", "a + b", "verified")
     assert (found.source, found.status) == ("built-in", "ok")
 
@@ -151,12 +147,12 @@ def test_unverified_methods_are_listed_only_on_request(built_ins):
 
 def test_what_is_no_method_needs_no_trust_tier(built_ins):
     built_ins(group="models", some='"""Some model."""')
-    assert entry("models", "some").trust == ""
+    assert registry.entry("models", "some").trust == ""
 
 
 def test_a_broken_built_in_is_listed_with_its_reason(built_ins):
     built_ins(halved="def (")
-    assert entry("algorithms", "halved").status.startswith(
+    assert registry.entry("algorithms", "halved").status.startswith(
         "broken: importing toyhome.halved failed: SyntaxError"
     )
 
@@ -195,8 +191,9 @@ def test_an_unknown_name_gets_a_suggestion():
 
 def test_an_alias_leads_to_its_name():
     assert registry.canonical("algorithms", "irm") == "irmv1"
-    listed = registry.entries("algorithms", pattern="irm", include_unverified=True)
-    assert [(e.name, e.aliases) for e in listed] == [("irmv1", ("irm",))]
+    assert registry.entry("algorithms", "irm") == registry.entry("algorithms", "irmv1")
+    assert registry.entry("algorithms", "irm").aliases == ("irm",)
+    assert "irmv1" in [e.name for e in registry.entries("algorithms", pattern="irm", include_unverified=True)]
 
 
 # --- installed packages ---
@@ -205,7 +202,7 @@ def test_an_alias_leads_to_its_name():
 def test_an_installed_package_is_discovered(install):
     install("toy-package", "1.0", {"algorithms": {"toy": "toymod:toy_method"}}, toymod=SPEC)
     assert registry.load("algorithms", "toy").version == 3
-    found = entry("algorithms", "toy")
+    found = registry.entry("algorithms", "toy")
     assert (found.source, found.status) == ("plugin toy-package 1.0", "ok")
     assert (found.summary, found.paper) == ("A toy method.", "Nobody, Nothing, Nowhere 2020")
     assert found.trust == "plugin", "a package cannot award itself a tier"
@@ -232,8 +229,8 @@ def test_a_broken_plugin_is_named_with_its_reason_and_breaks_nothing_else(instal
         toymod=SPEC,
         toyexit="raise SystemExit(3)",
     )
-    assert entry("algorithms", "bad").status.startswith(f"broken: {reason}")
-    assert entry("algorithms", "good").status == "ok"
+    assert registry.entry("algorithms", "bad").status.startswith(f"broken: {reason}")
+    assert registry.entry("algorithms", "good").status == "ok"
     with pytest.raises(
         UsageError, match=re.escape(f"'bad' (plugin toy-package 1.0) cannot be used: {reason}")
     ):
@@ -247,8 +244,11 @@ def test_a_name_given_twice_is_refused_only_where_it_is_used(install):
     both = r"first-package 1\.0.*second-package 2\.0|second-package 2\.0.*first-package 1\.0"
     with pytest.raises(UsageError, match=both):
         registry.load("algorithms", "toy")
-    assert re.search(both, entry("algorithms", "toy").status)
-    assert registry.load("algorithms", "mine") and entry("algorithms", "mine").status == "ok"
+    with pytest.raises(UsageError, match=both):
+        registry.entry("algorithms", "toy")
+    listed = {e.name: e.status for e in registry.entries("algorithms")}
+    assert re.search(both, listed["toy"]) and listed["toy"].startswith("broken: ")
+    assert registry.load("algorithms", "mine") and listed["mine"] == "ok"
 
 
 @pytest.mark.parametrize("name", ["erm", "irm"])
@@ -270,7 +270,7 @@ def test_a_plugin_module_of_the_current_directory_is_added(tmp_path, monkeypatch
     assert (added.group, added.name) == ("algorithms", "toy-method")
     assert added.source == f"--plugin {tmp_path / 'toyhere.py'} (sha256 {sha})"
     assert registry.load("algorithms", "toy-method").version == 3
-    assert entry("algorithms", "toy-method") == added
+    assert registry.entry("algorithms", "toy-method") == added
     assert registry.add_plugin("toyhere:toy_method") == added, "the same plugin may be named again"
 
 

@@ -3,6 +3,8 @@
 Shapes: N examples of a batch, D features, C classes.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from dgharness.errors import UsageError
 from dgharness.models.model import Model
 from dgharness.tta.t3a import t3a
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 C, D = 3, 4
 
 

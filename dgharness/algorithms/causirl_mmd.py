@@ -24,6 +24,7 @@ class CausIRLHparams(PenaltyHparams):
 
 
 def cuts(E: int, B: int, generator: torch.Generator) -> Tensor:
+    """One number in [0, 1) per row: where it is cut."""
     return torch.rand(E, generator=generator)
 
 

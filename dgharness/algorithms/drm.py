@@ -80,7 +80,8 @@ class HeadMixture(nn.Module):
     def heads(self, z_ND: Tensor) -> Tensor:
         """Logits [H, N, C] of every head, H = K + 1, the pooled head last."""
         logits_KNC = self.drm.heads(z_ND).unflatten(-1, self.drm.sizes_KC).movedim(1, 0)
-        return torch.cat([logits_KNC, self.model.classify(z_ND)[None]])
+        logits_HNC = torch.cat([logits_KNC, self.model.classify(z_ND)[None]])
+        return logits_HNC.to(torch.promote_types(logits_HNC.dtype, torch.float32))
 
     def classify(self, z_ND: Tensor) -> Tensor:
         log_p_HNC = self.heads(z_ND).log_softmax(-1)

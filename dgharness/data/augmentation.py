@@ -29,10 +29,10 @@ def augment(x_N3HW: Tensor, generator: torch.Generator) -> Tensor:
 
     All numbers come from the (CPU) generator, so that every device gets the same.
     """
-    n, _, height, width = x_N3HW.shape
+    n = len(x_N3HW)
     draws = torch.rand(n, 2 * ATTEMPTS + 8, generator=generator)
     order = torch.randperm(4, generator=generator).tolist()
-    boxes_N4 = crop_boxes(draws[:, : 2 * ATTEMPTS + 2], height / width)
+    boxes_N4 = crop_boxes(draws[:, : 2 * ATTEMPTS + 2])
     flip_N1, strength_N4, gray_N1 = draws[:, 2 * ATTEMPTS + 2 :].split([1, 4, 1], dim=1)
     factors_N4 = JITTER * (2 * strength_N4 - 1) + torch.tensor([1.0, 1.0, 1.0, 0.0])  # the hue is shifted
     plan = torch.cat([boxes_N4, factors_N4, flip_N1 < 0.5, gray_N1 < GRAYSCALE], dim=1).to(x_N3HW.device)
@@ -50,16 +50,16 @@ def _augment(x_N3HW: Tensor, plan_NP: Tensor, order: list[int]) -> Tensor:
     return torch.where(gray_N1[:, :, None, None] > 0, luminance(x), x) * 255
 
 
-def crop_boxes(draws_NA: Tensor, aspect: float) -> Tensor:
+def crop_boxes(draws_NA: Tensor) -> Tensor:
     """Crops [N, 4] as (left, top, width, height), each a fraction of the image's side.
 
-    ``draws_NA`` are uniform on [0, 1): ATTEMPTS of area and ratio, then the place; ``aspect`` is the
-    images' height over width. The first attempt that fits is taken, else the whole image.
+    ``draws_NA`` are uniform on [0, 1): ATTEMPTS of area and of ratio, then the place. The first attempt
+    that fits is taken, else the whole image.
     """
     area = SCALE[0] + (SCALE[1] - SCALE[0]) * draws_NA[:, :ATTEMPTS]
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     ratio = torch.exp(low + (high - low) * draws_NA[:, ATTEMPTS : 2 * ATTEMPTS])
-    width, height = (area * ratio * aspect).sqrt(), (area / ratio / aspect).sqrt()
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     fits = (width <= 1) & (height <= 1)
     first = fits.float().argmax(dim=1, keepdim=True)
     sides = torch.stack([width.gather(1, first), height.gather(1, first)], dim=-1).squeeze(1)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from dgharness.data.dataset import Dataset, Defaults, InMemory, classification
-from dgharness.data.digits import brightness
+from dgharness.data.digits import DIGITS, brightness, categorical
 from dgharness.errors import UsageError
 from dgharness.hparams import Annotated, Hparams
 
@@ -51,33 +50,25 @@ def colored(
     """
     domains = domain_names(options.color_noise)
     order_N = torch.randperm(len(digits_NHW), generator=generator)
-    images, tables = [], []
-    for number, color_noise in enumerate(options.color_noise):
-        taken_N = order_N[number :: len(domains)]
-        y_N = (labels_N[taken_N] < 5) ^ _flips(options.label_noise, len(taken_N), generator)
-        color_N = (y_N ^ _flips(color_noise, len(taken_N), generator)).long()
-        images.append(_lit(digits_NHW[taken_N], color_N))
-        tables.append(
-            {
-                "y": y_N.numpy().astype(np.int64),
-                "domain": np.full(len(taken_N), number),
-                "color": color_N.numpy(),
-                "digit": labels_N[taken_N].numpy(),
-            }
-        )
-    levels = {"y": ("0", "1"), "domain": domains, "color": COLORS, "digit": tuple("0123456789")}
+    taken = [order_N[number :: len(domains)] for number in range(len(domains))]
+    y, color = [], []
+    for rows, color_noise in zip(taken, options.color_noise, strict=True):
+        y.append((labels_N[rows] < 5) ^ _flips(options.label_noise, len(rows), generator))
+        color.append(y[-1] ^ _flips(color_noise, len(rows), generator))
+    order_N, color_N = torch.cat(taken), torch.cat(color)
+    domain_N = torch.arange(len(domains)).repeat_interleave(torch.tensor([len(rows) for rows in taken]))
     manifest = pd.DataFrame(
         {
-            column: pd.Categorical.from_codes(
-                np.concatenate([table[column] for table in tables]), pd.Index(categories)
-            )
-            for column, categories in levels.items()
+            "y": categorical(torch.cat(y), ("0", "1")),
+            "domain": categorical(domain_N, domains),
+            "color": categorical(color_N, COLORS),
+            "digit": categorical(labels_N[order_N], DIGITS),
         }
     )
     return Dataset(
         name=name,
         manifest=manifest,
-        reader=InMemory(torch.cat(images)),
+        reader=InMemory(_lit(digits_NHW[order_N], color_N.long())),
         task=classification(2),
         input_shape=(2, *digits_NHW.shape[1:]),
         defaults=defaults,

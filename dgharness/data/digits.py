@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 BRIGHTEST = 16  # of the original values
+DIGITS = tuple("0123456789")
 
 
 def bundled_digits() -> tuple[Tensor, Tensor]:
@@ -42,3 +45,8 @@ def brightness(x: Tensor) -> Tensor:
     tensor([0., 1.])
     """
     return x.float().div_(255)
+
+
+def categorical(codes_N: Tensor, categories: Sequence[str]) -> pd.Categorical[str]:
+    """A manifest column from its codes."""
+    return pd.Categorical.from_codes(codes_N.numpy().astype(np.int64), pd.Index(categories))

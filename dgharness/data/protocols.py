@@ -70,7 +70,7 @@ def leave_one_domain_out(
         )
     rows: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}, "test": {}, "test_holdout": {}}
     for number, name in enumerate(dataset.domains):
-        seed = seed_hash(int(trial_seed), number)
+        seed = seed_hash(trial_seed, number)
         of_domain = dataset.rows_of(name)
         apart, kept = _split(of_domain, int(len(of_domain) * holdout), seed)
         if not len(apart):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dgharness.data.dataset import Dataset, Defaults, InMemory, classification
-from dgharness.data.digits import brightness
+from dgharness.data.digits import DIGITS, brightness, categorical
 from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 
@@ -46,11 +45,11 @@ def rotated(
     order_N = torch.randperm(len(digits_NHW), generator=generator)
     taken = [order_N[number :: len(domains)] for number in range(len(domains))]
     images = [rotate(digits_NHW[rows], angle) for rows, angle in zip(taken, options.angles, strict=True)]
-    domain_N = np.repeat(np.arange(len(domains)), [len(rows) for rows in taken])
+    domain_N = torch.arange(len(domains)).repeat_interleave(torch.tensor([len(rows) for rows in taken]))
     manifest = pd.DataFrame(
         {
-            "y": pd.Categorical.from_codes(labels_N[torch.cat(taken)].numpy(), pd.Index(list("0123456789"))),
-            "domain": pd.Categorical.from_codes(domain_N, pd.Index(domains)),
+            "y": categorical(labels_N[torch.cat(taken)], DIGITS),
+            "domain": categorical(domain_N, domains),
         }
     )
     return Dataset(

@@ -32,6 +32,7 @@ class Sampler:
 def make_sampler(
     name: str,
     rows_by_domain: Sequence[np.ndarray],
+    targets_M: Tensor,
     group_M: Tensor,
     batch_size: BatchSize,
     trial_seed: int,
@@ -42,7 +43,8 @@ def make_sampler(
       many as the smallest domain has: all of that one, a fresh subset without replacement of the others.
     - ``by-group``: the same by group; groups without examples are left out.
     - ``pooled``: one row of ``batch_size`` times the number of domains, in shuffled epochs over all rows.
-    - ``balanced``: one row of that size, with replacement, every group equally likely.
+    - ``balanced``: one row of that size, with replacement: every group is equally likely, and within it
+      every class that it holds.
     - ``full``: one row of everything.
 
     Examples of unknown group (-1) take no part in ``by-group`` and ``balanced``.
@@ -54,20 +56,36 @@ def make_sampler(
     pools = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)) for rows in rows_by_domain]
     if empty := [number for number, pool in enumerate(pools) if not len(pool)]:
         raise UsageError(f"training domain number {empty[0]} has no examples; leave it out")
-    return SAMPLERS[name](pools, group_M.cpu(), batch_size, trial_seed)
+    return SAMPLERS[name](Pools(pools, targets_M.cpu(), group_M.cpu()), batch_size, trial_seed)
 
 
-def _by_domain(pools: list[Tensor], group_M: Tensor, batch_size: BatchSize, seed: int) -> Sampler:
-    return Sampler(_rowwise(pools, batch_size, seed), "domains")
+@dataclass(frozen=True)
+class Pools:
+    """What may be drawn: the rows of each domain, and the labels and groups of the whole manifest."""
+
+    domains: list[Tensor]
+    targets_M: Tensor
+    group_M: Tensor
+
+    @property
+    def rows_L(self) -> Tensor:
+        return torch.cat(self.domains)
+
+    def one_row(self, batch_size: BatchSize) -> int:
+        """Examples per step of a batch of one row: as many as by-domain takes, or everything."""
+        return len(self.rows_L) if batch_size == "all" else batch_size * len(self.domains)
 
 
-def _by_group(pools: list[Tensor], group_M: Tensor, batch_size: BatchSize, seed: int) -> Sampler:
-    return Sampler(_rowwise(_groups(pools, group_M), batch_size, seed), "groups")
+def _by_domain(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    return Sampler(_rowwise(pools.domains, batch_size, seed), "domains")
 
 
-def _pooled(pools: list[Tensor], group_M: Tensor, batch_size: BatchSize, seed: int) -> Sampler:
-    rows_L = torch.cat(pools)
-    per_step = _one_row(pools, batch_size)
+def _by_group(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    return Sampler(_rowwise(_by_value(pools.rows_L, pools.group_M), batch_size, seed), "groups")
+
+
+def _pooled(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    rows_L, per_step = pools.rows_L, pools.one_row(batch_size)
 
     @lru_cache(maxsize=2)
     def epoch(number: int) -> Tensor:
@@ -85,25 +103,28 @@ def _pooled(pools: list[Tensor], group_M: Tensor, batch_size: BatchSize, seed: i
     return Sampler(draw, "mixed")
 
 
-def _balanced(pools: list[Tensor], group_M: Tensor, batch_size: BatchSize, seed: int) -> Sampler:
-    per_step = _one_row(pools, batch_size)
-    groups = _groups(pools, group_M)
-    take = _with_replacement(groups)
+def _balanced(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    groups = _by_value(pools.rows_L, pools.group_M)
+    classes_of = [_by_value(rows_L, pools.targets_M) for rows_L in groups]
+    counts = [len(classes) for classes in classes_of]
+    take_class = _with_replacement(list(torch.arange(sum(counts)).split(counts)))
+    take_row = _with_replacement([rows_L for classes in classes_of for rows_L in classes])
+    per_step = pools.one_row(batch_size)
 
     def draw(t: int) -> Tensor:
-        stream = generator(seed, "order", t)
-        group_B = torch.randint(len(groups), (per_step,), generator=stream)
-        return take(group_B, torch.rand(per_step, generator=stream, dtype=torch.float64))[None]
+        u_3B = torch.rand(3, per_step, generator=generator(seed, "order", t), dtype=torch.float64)
+        group_B = (u_3B[0] * len(groups)).long()
+        return take_row(take_class(group_B, u_3B[1]), u_3B[2])[None]
 
     return Sampler(draw, "mixed")
 
 
-def _full(pools: list[Tensor], group_M: Tensor, batch_size: BatchSize, seed: int) -> Sampler:
-    everything = torch.cat(pools)[None]
+def _full(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    everything = pools.rows_L[None]
     return Sampler(lambda t: everything, "mixed")
 
 
-SAMPLERS: dict[str, Callable[[list[Tensor], Tensor, BatchSize, int], Sampler]] = {
+SAMPLERS: dict[str, Callable[[Pools, BatchSize, int], Sampler]] = {
     "by-domain": _by_domain,
     "by-group": _by_group,
     "pooled": _pooled,
@@ -150,16 +171,11 @@ def _with_replacement(pools: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]
     return lambda pool, u: rows_L[starts_E[pool] + (u * sizes_E[pool]).long()]
 
 
-def _groups(pools: list[Tensor], group_M: Tensor) -> list[Tensor]:
-    rows_L = torch.cat(pools)
-    known = [rows_L[group_M[rows_L] == group] for group in group_M[rows_L].unique() if group >= 0]
-    if not known:
+def _by_value(rows_L: Tensor, column_M: Tensor) -> list[Tensor]:
+    """The rows apart by the value of a column, without those of unknown value (-1)."""
+    apart = [rows_L[column_M[rows_L] == value] for value in column_M[rows_L].unique() if value >= 0]
+    if not apart:
         raise UsageError(
             "the training examples have no known group; use the sampler by-domain, pooled or full"
         )
-    return known
-
-
-def _one_row(pools: list[Tensor], batch_size: BatchSize) -> int:
-    """Examples per step of a batch of one row: as many as by-domain takes, or everything."""
-    return sum(map(len, pools)) if batch_size == "all" else batch_size * len(pools)
+    return apart

@@ -6,9 +6,7 @@ L training rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,19 +19,11 @@ from dgharness.errors import did_you_mean
 from dgharness.step import Batch
 
 
-def training_domains(dataset: Dataset, splits: Splits) -> Tensor:
-    """The number 0..K-1 of every manifest row's training domain, -1 in a target."""
-    numbers = torch.full((len(dataset.domains),), -1)
-    for number, name in enumerate(splits.train_domains):
-        numbers[dataset.domain_number(name)] = number
-    return numbers[dataset.domain_M]
-
-
 def make_batch(
     dataset: Dataset,
     reader: Reader,
     index_EB: Tensor,
-    domain_of_M: Tensor,
+    domain_M: Tensor,
     group_M: Tensor,
     t: int,
     device: torch.device,
@@ -41,7 +31,7 @@ def make_batch(
 ) -> Batch:
     """Fetch the rows, augment them if a generator is given and the dataset does, prepare them on the device.
 
-    ``domain_of_M`` numbers the training domains 0..K-1 and is -1 elsewhere.
+    ``domain_M`` numbers the training domains 0..K-1 and is -1 elsewhere.
     """
     x = _to(reader(index_EB.flatten()), device)
     if augment_generator is not None and dataset.augment is not None:
@@ -49,7 +39,7 @@ def make_batch(
     return Batch(
         x=dataset.prepare(x),
         targets_EB=_take(dataset.targets_M, index_EB, device),
-        domain_EB=_take(domain_of_M, index_EB, device),
+        domain_EB=_take(domain_M, index_EB, device),
         group_EB=_take(group_M, index_EB, device),
         index_EB=index_EB.to(device),
         attributes={
@@ -67,49 +57,82 @@ def batches(
         yield dataset.prepare(_to(reader(index_N), device))
 
 
-@dataclass(frozen=True, eq=False)
 class TrainingSource:
     """Read-only access to the training data: the ``Source`` that methods see.
 
-    ``domain_of_M`` and ``group_M`` are what training uses, which an annotator may have replaced.
+    ``domain_M`` numbers the training domains 0..K-1 (-1 elsewhere) and ``group_M`` the groups; both cover
+    the whole manifest, and ``annotated`` replaces them.
     """
 
-    dataset: Dataset
-    reader: Reader
-    splits: Splits
-    domain_of_M: Tensor
-    group_M: Tensor
-    device: torch.device
-
-    @cached_property
-    def counts_K(self) -> Tensor:
-        """Training examples of each domain."""
-        return self.columns["domain"].bincount(minlength=len(self.splits.train_domains))
-
-    @cached_property
-    def columns(self) -> Mapping[str, Tensor]:
-        """``y``, ``domain``, ``group``, ``index`` and every attribute, [L] each, domain by domain."""
-        index_L = self._rows("train")
-        columns_M = {
-            **self.dataset.attributes_M,
-            "y": self.dataset.targets_M,
-            "domain": self.domain_of_M,
-            "group": self.group_M,
+    def __init__(
+        self,
+        dataset: Dataset,
+        splits: Splits,
+        group_M: Tensor,
+        device: torch.device,
+        domain_names: Sequence[str],
+        domain_M: Tensor | None = None,
+    ) -> None:
+        self.dataset, self.splits, self.group_M, self.device = dataset, splits, group_M, device
+        self.reader = dataset.reader.to(device)
+        self.domain_names = tuple(domain_names)
+        self.domain_M = _numbered(dataset, self.domain_names) if domain_M is None else domain_M
+        self.targets_M = dataset.targets_M
+        self.index_L = _concatenated(splits, "train")
+        columns_M = {**dataset.attributes_M, "y": self.targets_M, "domain": self.domain_M, "group": group_M}
+        self.columns: Mapping[str, Tensor] = {
+            "index": self.index_L.to(device),
+            **{name: _take(column_M, self.index_L, device) for name, column_M in columns_M.items()},
         }
-        columns = {name: _take(column_M, index_L, self.device) for name, column_M in columns_M.items()}
-        return {**columns, "index": index_L.to(self.device)}
+        self.counts_K = self.columns["domain"].bincount(minlength=self.num_domains)
+
+    @property
+    def num_domains(self) -> int:
+        return len(self.domain_names)
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.group_M.max()) + 1
+
+    def rows_by_domain(self, split: Literal["train", "val"]) -> list[np.ndarray]:
+        """Manifest rows of each training domain. Annotated domains exist in ``train`` alone."""
+        if split == "val":
+            return list(self.splits.rows["val"].values())
+        domain_L = self.domain_M[self.index_L]
+        return [self.index_L[domain_L == number].numpy() for number in range(self.num_domains)]
+
+    def annotated(self, found: Mapping[str, Tensor]) -> TrainingSource:
+        """The same data with ``domain`` or ``group`` as found, one value per training row.
+
+        Rows outside the training split become unknown (-1) in what was replaced.
+        """
+        found_M = {name: torch.full_like(self.targets_M, -1) for name in found}
+        for name, column_L in found.items():
+            if name not in ("domain", "group"):
+                raise ValueError(f"an annotator may replace domain or group, not {name!r}")
+            found_M[name][self.index_L] = column_L.long().cpu()
+        domain_M = found_M.get("domain", self.domain_M)
+        names = map(str, range(int(domain_M.max()) + 1)) if "domain" in found else self.domain_names
+        return TrainingSource(
+            self.dataset,
+            self.splits,
+            found_M.get("group", self.group_M),
+            self.device,
+            tuple(names),
+            domain_M,
+        )
 
     def sample(self, where: Mapping[str, int], n: int, generator: torch.Generator) -> Batch:
         """``n`` training examples (one row, with replacement) whose columns equal ``where``.
 
         A column that does not exist, or a combination that no example has, is a ValueError.
         """
-        matches_L = torch.ones(len(self.columns["index"]), dtype=torch.bool, device=self.device)
+        matches_L = torch.ones(len(self.index_L), dtype=torch.bool, device=self.device)
         for name, value in where.items():
             if name not in self.columns:
                 raise ValueError(f"there is no column {name!r}; {did_you_mean(name, self.columns)}")
             matches_L &= self.columns[name] == value
-        candidates = self.columns["index"][matches_L].cpu()
+        candidates = self.index_L[matches_L.cpu()]
         if not len(candidates):
             stated = ", ".join(f"{name}={value}" for name, value in where.items())
             raise ValueError(f"no training example has {stated}")
@@ -117,16 +140,25 @@ class TrainingSource:
 
     def batches(self, split: Literal["train", "val"], size: int) -> Iterator[Batch]:
         """Every example of a split once, in order and without augmentation; one row per batch."""
-        for index_N in self._rows(split).split(size):
+        for index_N in _concatenated(self.splits, split).split(size):
             yield self._batch(index_N)
 
-    def _rows(self, split: str) -> Tensor:
-        return torch.from_numpy(np.concatenate(list(self.splits.rows[split].values())))
-
     def _batch(self, index_N: Tensor) -> Batch:
+        index_EB = index_N[None]
         return make_batch(
-            self.dataset, self.reader, index_N[None], self.domain_of_M, self.group_M, 0, self.device
+            self.dataset, self.reader, index_EB, self.domain_M, self.group_M, 0, self.device, None
         )
+
+
+def _numbered(dataset: Dataset, domain_names: Sequence[str]) -> Tensor:
+    numbers = torch.full((len(dataset.domains),), -1)
+    for number, name in enumerate(domain_names):
+        numbers[dataset.domain_number(name)] = number
+    return numbers[dataset.domain_M]
+
+
+def _concatenated(splits: Splits, split: str) -> Tensor:
+    return torch.from_numpy(np.concatenate(list(splits.rows[split].values())))
 
 
 def _take(column_M: Tensor, index: Tensor, device: torch.device) -> Tensor:

@@ -22,18 +22,20 @@ def caption(
     draws: Sequence[int],
     baseline: str,
     comparisons: Sequence[Comparison],
+    averaged: bool,
     gaps: bool,
-) -> str:
-    """Everything that a reader needs beside the numbers, as a few sentences."""
-    return " ".join(
-        [
-            f"Accuracy (%) on held-out domains: {block}.",
-            *(f"{title(rule)}: {rule.caption}" for rule in rules),
-            _spread(trials, draws),
-            *([_significance(baseline, comparisons)] if comparisons else []),
-            *(["Gap: accuracy under the oracle minus accuracy under the rule, in points."] if gaps else []),
-        ]
-    )
+) -> tuple[str, ...]:
+    """Everything that a reader needs beside the numbers, one paragraph for each matter."""
+    found = [
+        f"Accuracy (%) on held-out domains: {block}.",
+        *(f"{title(rule)}: {rule.caption}" for rule in rules),
+        _spread(trials, draws) + (" Averages are over domains, within each trial." if averaged else ""),
+    ]
+    if comparisons:
+        found.append(_significance(baseline, comparisons))
+    if gaps:
+        found.append("Gap: accuracy under the oracle minus accuracy under the rule, in points.")
+    return tuple(found)
 
 
 def warnings(records: Sequence[RunRecord]) -> list[str]:
@@ -62,10 +64,10 @@ def _spread(trials: int, draws: Sequence[int]) -> str:
 def _significance(baseline: str, comparisons: Sequence[Comparison]) -> str:
     n = min(comparison.trials for comparison in comparisons)
     found = sum(comparison.significant for comparison in comparisons)
-    many = len(comparisons)
+    together = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
     return (
-        f"Differences to {baseline} are paired by trial (brackets: 95 % t-interval); * marks p ≤ {ALPHA:g} in a "
-        f"paired t-test after Holm's correction over the {many} comparison{'s' if many > 1 else ''} of this "
-        f"table ({found} marked). The t-test takes differences to be normal: without that, no p below "
-        f"{smallest_p(n):.2g} is reachable with {n} trials."
+        f"Differences to {baseline} are paired by trial (brackets: 95 % t-interval); * marks p ≤ {ALPHA:g} "
+        f"in a paired t-test after Holm's correction over the {together} of this table ({found} marked). The "
+        f"t-test takes differences to be normal: without that, no p below {smallest_p(n):.2g} is reachable "
+        f"with {n} trials."
     )

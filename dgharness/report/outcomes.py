@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of one block by slot: one each, none where one is missing, several where any could be meant."""
+    """The runs of one block by slot: one each; none where it is missing, several where any could be meant."""
 
     labels: tuple[str, ...]
     columns: tuple[tuple[str, ...], ...]  # the held-out domains of each column
@@ -99,9 +99,7 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
         if applies and algorithm_of(label) == name:
             return Outcome(problem="n/a", detail=f"{label} on {'+'.join(held_out)}: {reason}")
     if rule.pairs and not pairs:
-        return Outcome(
-            problem="n/a", detail=f"{label} has no runs on pairs of targets, which {rule.name} needs"
-        )
+        return Outcome(problem="n/a", detail=_no_pairs(rule, runs, label))
     trouble = _trouble([(slot, runs.runs[slot]) for slot in own + pairs])
     if trouble.problem or not own:
         return trouble if own else Outcome(problem="n/a", detail=f"{label} has no runs on {'+'.join(column)}")
@@ -145,6 +143,11 @@ def measured(chosen: Outcome, read: Callable[[Choice], float]) -> Cell:
     return Cell(values)
 
 
+def _no_pairs(rule: Rule, runs: Grid, label: str) -> str:
+    anyone = any(len(slot.targets) == 2 for slot in runs.runs)
+    return f"{rule.name} needs runs on pairs of targets; there are none" + (f" of {label}" if anyone else "")
+
+
 def _of(runs: Grid, slots: Iterable[Slot], trial: int) -> list[RunRecord]:
     return [runs.runs[slot][0] for slot in slots if slot.trial_seed == trial]
 
@@ -161,7 +164,9 @@ def _product(found: Mapping[Slot, object]) -> Iterable[Slot]:
 def _distinct(candidates: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
     """A finished run stands for its failed attempts; several finished ones only if they are the same run."""
     finished = [record for record in candidates if record.status == "FINISHED"]
-    by_config = {record.tags.get("dg.config_hash", record.run_id): record for record in reversed(finished)}
+    by_config: dict[str, RunRecord] = {}
+    for record in finished:
+        by_config.setdefault(record.tags.get("dg.config_hash", record.run_id), record)
     return tuple(by_config.values()) or tuple(candidates[-1:])
 
 

@@ -88,7 +88,7 @@ def _text(table: Table) -> str:
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     notes = [f"! {note}" for note in table.notes]
     body = "\n".join(line for line in lines if line)
-    return "\n".join([table.title, body, "", *map(_wrapped, [table.caption, *notes])]) + "\n"
+    return "\n".join([table.title, body, "", *map(_wrapped, [*table.caption, *notes])]) + "\n"
 
 
 def _wrapped(paragraph: str) -> str:
@@ -103,7 +103,7 @@ def _markdown(table: Table) -> str:
     rule = line(["---", *("---:" for _ in table.columns)])
     rows = [line([cell.replace(" *", " \\*") for cell in row]) for row in _grid(table)]
     notes = [f"- {note}" for note in table.notes]
-    caption = table.caption.replace("*", "\\*")
+    caption = " ".join(table.caption).replace("*", "\\*")
     parts = [f"### {table.title}", "\n".join([line(head), rule, *rows]), caption, "\n".join(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -138,7 +138,7 @@ def _latex(table: Table) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{table.title.translate(_TEX)}. {table.caption.translate(_TEX)}}}",
+            rf"\caption{{{' '.join(table.caption).translate(_TEX)}}}",
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             r"\toprule",
             line(["algorithm", *(column.name for column in table.columns)]),
@@ -153,9 +153,10 @@ def _latex(table: Table) -> str:
     )
 
 
-_FIELDS = tuple(
-    "table dataset toy protocol model weights tuning preset rule algorithm column unit mean standard_error "
-    "trials low high p p_holm significant problem detail".split()
+_FIELDS = (
+    *("table", "dataset", "toy", "protocol", "model", "weights", "tuning", "preset", "rule"),
+    *("algorithm", "column", "unit", "mean", "standard_error", "trials"),
+    *("low", "high", "p", "p_holm", "significant", "problem", "detail"),
 )
 
 
@@ -204,7 +205,7 @@ def _json(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         **asdict(table.block),
-        "caption": table.caption,
+        "caption": " ".join(table.caption),
         "notes": list(table.notes),
         "columns": [asdict(column) for column in table.columns],
         "rows": [

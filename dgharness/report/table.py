@@ -84,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """What its cells hold; ``percent`` and ``points`` are fractions shown times 100, points with their sign."""
+    """What its cells hold: ``percent`` and ``points`` are fractions shown times 100, points with a sign."""
 
     name: str
     unit: Literal["percent", "points", "number"] = "percent"
@@ -105,5 +105,5 @@ class Table:
     block: Block
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    caption: str
+    caption: tuple[str, ...]  # paragraphs
     notes: tuple[str, ...] = ()

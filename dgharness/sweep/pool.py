@@ -106,7 +106,7 @@ def run_jobs(
                         number, busy.job = busy.job, None
                         outcomes[number] = outcome
                         on_done(jobs[number], outcome)
-                workers = [w for w in workers if w.process.exitcode is None]
+                workers = [w for w in workers if w.job is not None or w.process.exitcode is None]
         finally:
             _close(workers, grace)
     if caught:

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 import dgharness
-from dgharness import registry, tracking
+from dgharness import registry
 from dgharness.config import compose
 from dgharness.resolution import flat, resolve
-from dgharness.rundir import RunDir, write_atomic
+from dgharness.rundir import DatasetInput, RunDir, write_atomic
 from dgharness.training.prepare import Prepared
 
 
@@ -81,13 +81,12 @@ def deviations(prepared: Prepared) -> list[str]:
     ]
 
 
-def dataset_inputs(prepared: Prepared) -> list[tracking.DatasetInput]:
+def dataset_inputs(prepared: Prepared) -> list[DatasetInput]:
     """One MLflow input per split, with the digest of its index lists: "same split?" becomes searchable."""
-    contexts = {"train": "train", "val": "validation", "test": "test", "test_holdout": "test_holdout"}
+    splits = prepared.splits
     return [
-        tracking.DatasetInput(prepared.dataset.name, prepared.splits.digests[split], context, rows)
-        for split, context in contexts.items()
-        for rows in [sum(len(rows) for rows in prepared.splits.rows[split].values())]
+        DatasetInput(prepared.dataset.name, digest, split, sum(map(len, splits.rows[split].values())))
+        for split, digest in splits.digests.items()
     ]
 
 

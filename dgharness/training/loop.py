@@ -111,7 +111,7 @@ def next_batch(run: Run, stage: Stage) -> Any:
         run.evaluator.dataset,
         run.evaluator.reader,
         sampler.draw(t),
-        run.source.domain_of_M,
+        run.source.domain_M,
         run.source.group_M,
         t,
         run.evaluator.device,
@@ -134,7 +134,7 @@ def log_training(run: Run) -> None:
     }
     bad = []
     for name, values in stacked.items():
-        steps = (~values.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        steps = (~values.isfinite().reshape(len(values), -1).all(1)).nonzero().flatten().tolist()
         if steps:
             # The loss is a sum of the terms: at the same step, name the term.
             bad.append((columns[name][steps[0]][0], name == "loss", name))

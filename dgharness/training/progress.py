@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dgharness.names import find
+from dgharness.names import find, slug
 from dgharness.selection.rule import Evaluation
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _short(value: float | None) -> str:
     return f"{value:.3f}".lstrip("0") if 0.001 <= abs(value) < 100 else f"{value:.1e}"
 
 
-def header_lines(prepared: Prepared, tracking_uri: str) -> list[str]:
+def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> list[str]:
     """What is about to happen: the parts, the data by domain, deviations from the preset, the store."""
     config, splits, dataset = prepared.config, prepared.splits, prepared.dataset
     weights, sha = prepared.weights
@@ -101,8 +101,8 @@ def header_lines(prepared: Prepared, tracking_uri: str) -> list[str]:
         lines.append(
             f"groups    {len(names)} by {' x '.join(config.data.train_groups)}: {', '.join(names[:8])}"
         )
-    lines += [f"deviates  {deviation}" for deviation in deviations(prepared)]
-    lines.append(f"tracking  {tracking_uri} → {prepared.experiment}")
+    lines += [f"deviates  {deviation}" for deviation in deviations]
+    lines.append(f"tracking  {store}")
     return lines
 
 
@@ -112,9 +112,9 @@ def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepar
     rule = config.selection.shown if config.selection.shown in chosen else next(iter(chosen))
     evaluation, last = chosen[rule], chosen.get("last", chosen[rule])
     test = [
-        f"{domain} {100 * (find(evaluation.metrics, 'test/acc/', domain) or 0):.1f} "
-        f"[{100 * (find(last.metrics, 'test/acc/', domain) or 0):.1f}] n={len(rows)}"
+        f"{domain} {100 * evaluation.metrics[key]:.1f} [{100 * last.metrics[key]:.1f}] n={len(rows)}"
         for domain, rows in prepared.splits.rows["test"].items()
+        for key in [f"test/acc/{slug(domain)}"]
     ]
     metrics = evaluation.metrics
     return [

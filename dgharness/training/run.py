@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from dgharness import registry, tracking
-from dgharness.config import RunConfig
+from dgharness.config import ExecutionConfig, RunConfig
 from dgharness.data.dataset import grouping
 from dgharness.data.sampling import make_sampler
-from dgharness.data.source import TrainingSource, training_domains
+from dgharness.data.source import TrainingSource
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.hparams import checked
 from dgharness.models.model import build_model
@@ -26,7 +25,7 @@ from dgharness.seeds import seed_hash
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
 from dgharness.training.checks import check_model
-from dgharness.training.evaluation import Evaluator, all_rows
+from dgharness.training.evaluation import Evaluator
 from dgharness.training.identity import dataset_inputs, run_tags, write_documents
 from dgharness.training.learner import Learner
 from dgharness.training.loop import Run, fit
@@ -54,7 +53,7 @@ def train(
     progress: Progress | None = None,
     store: tracking.Store | None = None,
     parent: str | None = None,
-    tags: dict[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
     header: Callable[[Prepared, tracking.Store], None] | None = None,
 ) -> Result:
     """Train one configuration: a new run, tracked, with its own directory."""
@@ -70,14 +69,11 @@ def train(
         root,
         new_run_id(root, prepared.config_hash),
         config_hash=prepared.config_hash,
-        name=prepared.name,
         experiment=prepared.experiment,
-        tags={**run_tags(prepared), **(tags or {})},
-        params=flat(prepared.config),
         parent=parent,
     )
     write_documents(prepared, run.rundir)
-    return execute(prepared, run, store)
+    return execute(prepared, run, store, tags)
 
 
 def resume(
@@ -86,6 +82,9 @@ def resume(
     *,
     progress: Progress | None = None,
     store: tracking.Store | None = None,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    execution: Mapping[str, Any] | None = None,
     header: Callable[[Prepared, tracking.Store], None] | None = None,
 ) -> Result:
     """Continue a run from its last checkpoint; the result is that of an uninterrupted run, bit for bit."""
@@ -93,6 +92,8 @@ def resume(
     if rundir.state.status == "FINISHED":
         raise UsageError(f"run {run_id} is finished; there is nothing to resume")
     config = read_config(rundir)
+    if execution:
+        config = config.model_copy(update={"execution": ExecutionConfig(**execution)})
     prepared = prepare(config)
     if prepared.config_hash != rundir.state.config_hash:
         raise UsageError(
@@ -106,8 +107,10 @@ def resume(
         header(prepared, store)
     run = build(prepared, progress or Progress())
     run.rundir = rundir
+    if parent:
+        rundir.set(parent=parent)
     checkpoint.load(run)
-    return execute(prepared, run, store)
+    return execute(prepared, run, store, tags)
 
 
 def build(prepared: Prepared, progress: Progress) -> Run:
@@ -135,28 +138,22 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     if config.tta.name != "none":
         check_model(config.tta.name, registry.load("tta", config.tta.name).needs, model)
     source = TrainingSource(
-        dataset,
-        reader,
-        splits,
-        training_domains(dataset, splits),
-        prepared.train_grouping.group_M,
-        device,
+        dataset, splits, prepared.train_grouping.group_M, device, domain_names=splits.train_domains
     )
-    row_names = splits.train_domains
     if config.annotator.name != "none":
-        found = registry.load("annotators", config.annotator.name).annotate(
-            source,
-            lambda: network(next(copies))[0],
-            prepared.options.annotator,
-            seed_hash(config.trial_seed, "annotator"),
+        annotate = registry.load("annotators", config.annotator.name).annotate
+        source = source.annotated(
+            annotate(
+                source,
+                lambda: network(next(copies))[0],
+                prepared.options.annotator,
+                seed_hash(config.trial_seed, "annotator"),
+            )
         )
-        source = annotated(source, found)
-        if "domain" in found:
-            row_names = tuple(f"found {number}" for number in range(len(source.counts_K)))
     learner = Learner(
         prepared.algorithm,
         model,
-        Dims(dataset.task.outputs, features, len(source.counts_K), int(source.group_M.max()) + 1),
+        Dims(dataset.task.outputs, features, source.num_domains, source.num_groups),
         prepared.options.hp,
         config.optimizer,
         config.trial_seed,
@@ -170,7 +167,8 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     samplers = {
         (name, stage.split): make_sampler(
             name,
-            rows_by_domain(splits.rows[stage.split], source.domain_of_M),
+            source.rows_by_domain(stage.split),
+            source.targets_M,
             source.group_M,
             config.train.batch_size or 1,
             config.trial_seed,
@@ -194,7 +192,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         splits=splits,
         samplers=samplers,
         evaluator=evaluator,
-        row_names=row_names,
+        row_names=source.domain_names,
         rules=prepared.rules,
         rundir=unattached,
         tracker=unattached,
@@ -203,31 +201,19 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     )
 
 
-def annotated(source: TrainingSource, found: Mapping[str, torch.Tensor]) -> TrainingSource:
-    """The training data with the domains or groups that an annotator found, in training only."""
-    index_L = source.columns["index"].cpu()
-    changes = {}
-    for column, field in (("domain", "domain_of_M"), ("group", "group_M")):
-        if column in found:
-            changes[field] = torch.full_like(getattr(source, field), -1).index_copy_(
-                0, index_L, found[column].cpu().long()
-            )
-    return replace(source, **changes)
-
-
-def rows_by_domain(rows: Mapping[str, np.ndarray], domain_of_M: torch.Tensor) -> list[np.ndarray]:
-    """The rows of a split by training domain, in the split's order."""
-    together = all_rows(rows)
-    number = domain_of_M[torch.from_numpy(together)].numpy()
-    return [together[number == k] for k in range(int(domain_of_M.max()) + 1)]
-
-
-def execute(prepared: Prepared, run: Run, store: tracking.Store) -> Result:
+def execute(
+    prepared: Prepared, run: Run, store: tracking.Store, tags: Mapping[str, str] | None = None
+) -> Result:
     """Fit, score the target, deliver; whatever happens, the run ends as FINISHED, FAILED or KILLED."""
     rundir = run.rundir
     with rundir.lock(), run.stop:
         run.tracker = tracking.Tracker(store, rundir, warn=run.progress.say)
-        run.tracker.start(datasets=dataset_inputs(prepared))
+        rundir.set(
+            name=prepared.name,
+            tags={**rundir.state.tags, **run_tags(prepared), **(tags or {})},
+            params=flat(prepared.config),
+        )
+        run.tracker.start(dataset_inputs(prepared))
         run.progress.start(run)
         try:
             fit(run)

@@ -58,7 +58,7 @@ class T3A:
 
     @torch.no_grad()
     def _add(self, z_ND: Tensor) -> None:
-        log_p_NC = self.predictor.classifier(z_ND).log_softmax(-1)
+        log_p_NC = self.predictor.classifier(z_ND).to(z_ND.dtype).log_softmax(-1)
         self.support_SD = torch.cat([self.support_SD, z_ND])
         self.label_S = torch.cat([self.label_S, log_p_NC.argmax(-1)])
         self.entropy_S = torch.cat([self.entropy_S, -(log_p_NC.exp() * log_p_NC).sum(-1)])

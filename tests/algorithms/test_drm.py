@@ -1,5 +1,7 @@
 """DRM against loops over domains and heads."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from dgharness.algorithms.drm import drm
 from dgharness.errors import UsageError
 from dgharness.step import Batch
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 K, C, D = 3, 3, 5
 
 

@@ -1,11 +1,13 @@
 """GroupDRO against a loop over groups, over several steps."""
 
+from typing import Any
+
 import torch
 
 from dgharness.algorithms.group_dro import group_dro
 from dgharness.plugin import Dims
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def plain_step(q, step, eta):

@@ -1,11 +1,13 @@
 """IRMv1 against the gradient of a dummy scale, taken by autograd."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from dgharness.algorithms.irmv1 import irmv1
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def slope(step, row, examples):

@@ -1,6 +1,7 @@
 """CORAL, MMD and both CausIRL against loops over pairs and slices."""
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from dgharness.algorithms.coral import coral
 from dgharness.algorithms.mmd import mmd
 from dgharness.distances import gaussian_mmd, moments, pairwise, random_halves
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def coral_distance(x_ND, y_ND):

@@ -1,11 +1,13 @@
 """V-REx and ERM against their formulas."""
 
+from typing import Any
+
 import torch
 
 from dgharness.algorithms.erm import erm
 from dgharness.algorithms.vrex import vrex
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def test_vrex_is_the_mean_squared_deviation_of_the_risks(make_step, run, grads):

@@ -1,0 +1,28 @@
+"""Everything that touches MLflow: the store, a run's way into it, and the way back out for reports.
+
+Nothing else imports MLflow, and here it is imported inside functions, because that takes a second.
+"""
+
+from dgharness.rundir import DatasetInput
+from dgharness.tracking.groups import finish_group, start_group
+from dgharness.tracking.records import finished_hashes, load_records
+from dgharness.tracking.store import Store, open_store, prepare_store, public, tracking_uri
+from dgharness.tracking.sync import Synced, sync
+from dgharness.tracking.tracker import Tracker, provenance
+
+__all__ = [
+    "DatasetInput",
+    "Store",
+    "Synced",
+    "Tracker",
+    "finish_group",
+    "finished_hashes",
+    "load_records",
+    "open_store",
+    "prepare_store",
+    "provenance",
+    "public",
+    "start_group",
+    "sync",
+    "tracking_uri",
+]

@@ -1,0 +1,469 @@
+"""Tables: what stands in a cell, what blocks an average, what may be called significant."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dgharness.errors import UsageError
+from dgharness.names import slug
+from dgharness.report.cells import build_tables
+from dgharness.report.render import render, shown
+from dgharness.report.statistics import Comparison, compare, holm, mean_se, smallest_p
+from dgharness.report.table import Cell, Table
+from dgharness.selection.last import last
+from dgharness.selection.leave_one_domain_out_cv import leave_one_domain_out_cv
+from dgharness.selection.rule import Evaluation, RunRecord
+from dgharness.selection.test_domain_validation import test_domain_validation as oracle
+from dgharness.selection.training_domain_validation import training_domain_validation
+from dgharness.selection.worst_group import worst_group
+
+DOMAINS = ("+90%", "+80%", "-90%")
+
+
+def record(
+    algorithm: str = "erm",
+    targets: tuple[str, ...] = ("-90%",),
+    trial: int = 0,
+    test: float = 0.5,
+    draw: int = 0,
+    val: float = 0.5,
+    holdout: float | None = None,
+    **fields: object,
+) -> RunRecord:
+    """A run with one checkpoint and the same accuracy on all its targets."""
+    metrics = {f"val/acc/{slug(d)}": val for d in DOMAINS if d not in targets} | {
+        "val/wga": val,
+        "test/wga": test / 2,
+    }
+    for target in targets:
+        metrics |= {f"test/acc/{slug(target)}": test}
+        metrics |= {f"test_holdout/acc/{slug(target)}": test if holdout is None else holdout}
+    facts: dict[str, object] = {
+        "run_id": f"{algorithm}-{'+'.join(map(slug, targets))}-h{draw}-t{trial}",
+        "algorithm": algorithm,
+        "dataset": "colored-digits",
+        "protocol": "leave-one-domain-out",
+        "targets": targets,
+        "hparams_seed": draw,
+        "trial_seed": trial,
+        "status": "FINISHED",
+        "evaluations": (Evaluation(100, metrics),),
+        "tags": {"dg.toy": "true"},
+    }
+    return RunRecord(**(facts | fields))  # type: ignore[arg-type]
+
+
+def sweep(accuracy: dict[str, list[float]], targets: tuple[str, ...] = ("-90%",)) -> list[RunRecord]:
+    """Algorithms with one accuracy per trial, the same on every target."""
+    return [
+        record(name, (target,), trial, value)
+        for name, values in accuracy.items()
+        for target in targets
+        for trial, value in enumerate(values)
+    ]
+
+
+def cell(table: Table, row: str, column: str) -> Cell:
+    names = [column.name for column in table.columns]
+    (found,) = [item for item in table.rows if item.label == row]
+    return found.cells[names.index(column)]
+
+
+def one(records: list[RunRecord], rule=training_domain_validation, **options) -> Table:
+    (table,) = build_tables(records, [rule], **options)
+    return table
+
+
+# --- statistics ------------------------------------------------------------------------------------
+
+
+def test_standard_error_is_that_of_scipy_and_absent_for_one_value():
+    values = [0.3, 0.5, 0.4, 0.9]
+    assert mean_se(values) == pytest.approx((np.mean(values), stats.sem(values)))
+    assert mean_se([0.3]) == (0.3, None)
+
+
+def test_paired_comparison_agrees_with_scipy():
+    rival, baseline = [0.31, 0.52, 0.44, 0.61], [0.30, 0.45, 0.46, 0.50]
+    found = compare(dict(enumerate(rival)), dict(enumerate(baseline)))
+    reference = stats.ttest_rel(rival, baseline)
+    interval = reference.confidence_interval(0.95)
+    assert found is not None
+    assert (found.difference, found.p) == pytest.approx(
+        (np.mean(rival) - np.mean(baseline), reference.pvalue)
+    )
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_comparison_pairs_by_trial_and_needs_two_shared_ones():
+    found = compare({0: 0.5, 1: 0.7, 2: 0.1}, {1: 0.6, 0: 0.5, 9: 0.9})
+    assert found is not None and found.trials == 2 and found.difference == pytest.approx(0.05)
+    assert compare({0: 0.5, 1: 0.7}, {1: 0.6}) is None
+
+
+def test_equal_trials_are_identical_and_not_significant():
+    found = compare({0: 0.5, 1: 0.7}, {0: 0.5, 1: 0.7})
+    assert found is not None and found.identical and found.p == 1 and not found.significant
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_a_constant_difference_is_as_certain_as_a_sign_test_and_no_more(n):
+    baseline = {trial: 0.1 * trial for trial in range(n)}  # differences vary by rounding alone
+    found = compare({trial: value + 0.1 for trial, value in baseline.items()}, baseline)
+    assert found is not None and found.p == smallest_p(n) == stats.binomtest(n, n).pvalue
+    assert found.low is None and not found.identical
+
+
+def test_holm_agrees_with_a_definition_by_hand():
+    ps = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}
+    corrected = holm({name: Comparison(0.1, None, None, p, p, 3) for name, p in ps.items()})
+    assert {name: found.p_holm for name, found in corrected.items()} == pytest.approx(
+        {"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.5}
+    )
+    assert list(corrected) == list(ps)
+
+
+# --- cells -----------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_the_mean_over_trials_of_the_chosen_runs_with_its_standard_error():
+    runs = [record(trial=t, draw=h, val=h / 10, test=0.1 * t + 0.3 * h) for t in range(3) for h in range(2)]
+    found = cell(one(runs), "erm", "-90%")
+    assert found.trials == pytest.approx({0: 0.3, 1: 0.4, 2: 0.5})  # draw 1, which validates better
+    assert (found.mean, found.se) == pytest.approx((0.4, stats.sem([0.3, 0.4, 0.5])))
+
+
+def test_one_trial_has_no_standard_error_and_no_test():
+    table = one(sweep({"erm": [0.5], "vrex": [0.9]}))
+    assert (
+        cell(table, "vrex", "-90%").se is None and cell(table, "vrex", "difference to erm").comparison is None
+    )
+    assert "90.0 ± n/a" in render(table) and "no standard error and no test" in render(table)
+
+
+def test_the_average_is_over_targets_within_a_trial_first():
+    runs = [
+        record(targets=(d,), trial=t, test=0.2 * i + 0.1 * t) for i, d in enumerate(DOMAINS) for t in range(3)
+    ]
+    table = one(runs)
+    assert [column.name for column in table.columns][:4] == [*DOMAINS, "average"]
+    assert cell(table, "erm", "average").trials == pytest.approx({0: 0.2, 1: 0.3, 2: 0.4})
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED", "RUNNING"])
+def test_an_unfinished_run_is_named_and_blocks_its_rows_average(status):
+    runs = sweep({"erm": [0.5, 0.6, 0.7], "vrex": [0.5, 0.6, 0.7]}, DOMAINS)
+    runs = [
+        dataclasses.replace(run, status=status, error="loss was not finite")
+        if run.run_id.startswith("vrex-plus80pct-h0-t1")
+        else run
+        for run in runs
+    ]
+    table = one(runs)
+    assert cell(table, "vrex", "+80%").problem.startswith(f"{status} 1 of 3: vrex-plu")
+    assert cell(table, "vrex", "+90%").mean == pytest.approx(0.6)
+    assert cell(table, "vrex", "average").problem == "blocked by +80%"
+    assert cell(table, "vrex", "difference to erm").mean is None
+    assert cell(table, "erm", "average").mean == pytest.approx(0.6)
+    assert f"{status} run vrex-plus80pct-h0-t1 (loss was not finite)" in render(table)
+
+
+def test_a_missing_run_is_inferred_from_the_grid_of_the_others():
+    runs = sweep({"erm": [0.5, 0.6, 0.7], "vrex": [0.5, 0.6]})
+    assert cell(one(runs), "vrex", "-90%").problem == "MISSING 1 of 3: h0 t2"
+
+
+def test_a_planned_run_is_missed_even_if_nothing_like_it_exists():
+    plan = [(name, ("-90%",), 0, trial) for name in ("vrex", "erm", "coral") for trial in range(3)]
+    table = one(sweep({"erm": [0.5, 0.6, 0.7], "vrex": [0.5, 0.6, 0.7]}), expected=plan)
+    assert [row.label for row in table.rows] == ["vrex", "erm", "coral"]
+    assert cell(table, "coral", "-90%").problem == "MISSING 3 of 3: h0 t0, h0 t1, h0 t2"
+
+
+def test_runs_outside_the_plan_are_left_out():
+    plan = [("erm", ("-90%",), 0, 0)]
+    table = one(sweep({"erm": [0.5, 0.9], "vrex": [0.7]}), expected=plan)
+    assert [row.label for row in table.rows] == ["erm"] and cell(table, "erm", "-90%").trials == {0: 0.5}
+
+
+def test_a_failed_draw_blocks_the_cell_even_if_another_draw_finished():
+    runs = [record(draw=0), record(draw=1, status="FAILED")]
+    assert cell(one(runs), "erm", "-90%").problem.startswith("FAILED 1 of 2")
+
+
+def test_an_incomplete_baseline_leaves_rivals_without_a_difference():
+    table = one(sweep({"erm": [0.5], "vrex": [0.5, 0.6]}))
+    assert cell(table, "vrex", "difference to erm").problem == "baseline incomplete"
+
+
+def test_a_finished_run_stands_for_its_failed_attempts():
+    runs = [record(run_id="first", status="FAILED", test=0.1), record(run_id="second", test=0.6)]
+    assert cell(one(runs), "erm", "-90%").mean == 0.6
+    assert cell(one(runs[::-1]), "erm", "-90%").mean == 0.6
+
+
+def test_two_finished_runs_of_one_slot_are_named_unless_they_are_the_same_configuration():
+    different = [record(run_id=name, tags={"dg.config_hash": name}) for name in ("r1", "r2")]
+    same = [record(run_id=name, tags={"dg.config_hash": "c"}) for name in ("r1", "r2")]
+    found = cell(one(different), "erm", "-90%")
+    assert found.problem.startswith("AMBIGUOUS 1 of 1") and "r1, r2" in found.detail
+    assert cell(one(same), "erm", "-90%").mean == 0.5
+
+
+def test_a_test_accuracy_that_was_not_logged_is_not_a_number():
+    bare = record(evaluations=(Evaluation(100, {"val/acc/a": 0.5}),))
+    found = cell(one([bare]), "erm", "-90%")
+    assert found.problem == "n/a" and found.mean is None and bare.run_id in found.detail
+
+
+def test_what_a_method_cannot_do_is_not_applicable_with_its_reason():
+    runs = sweep({"erm": [0.5, 0.6]}, DOMAINS)
+    reasons = {("coral", (d,)): "needs 2 training domains" for d in DOMAINS}
+    table = one(runs, not_applicable=reasons)
+    assert cell(table, "coral", "-90%").problem == "n/a"
+    assert cell(table, "coral", "average").mean is None
+    assert "coral on -90%: needs 2 training domains" in render(table)
+
+
+def test_averaging_and_test_time_methods_are_rows_of_their_own():
+    runs = [record(test=0.5), record(test=0.6, tta="t3a"), record(test=0.7, averaging="sma", tta="t3a")]
+    table = one(runs)
+    assert [row.label for row in table.rows] == ["erm", "erm + sma + t3a", "erm + t3a"]
+
+
+def test_warnings_of_trust_and_of_data_used_stand_under_the_table():
+    tags = {"dg.trust": "unverified", "dg.uses": "unlabeled target data"}
+    text = render(one([record(), record("novel", tags=tags | {"dg.toy": "true"})]))
+    assert "novel is an unverified reconstruction" in text and "novel uses unlabeled target data" in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights": "in1k-v1"},
+        {"protocol": "official"},
+        {"dataset": "PACS"},
+        {"preset": "swad"},
+        {"tags": {"dg.toy": "true", "dg.model": "resnet50"}},
+    ],
+)
+def test_runs_that_differ_in_more_than_the_algorithm_never_share_a_table(other):
+    tables = build_tables([record(test=0.5), record("vrex", test=0.7, **other)], [training_domain_validation])
+    assert [[row.label for row in table.rows] for table in tables] == [["erm"], ["vrex"]]
+    assert tables[0].caption != tables[1].caption
+
+
+def test_several_targets_held_out_at_once_are_one_column_of_their_mean():
+    metrics = {"val/acc/a": 0.5, "test/acc/b": 0.2, "test/acc/c": 0.6}
+    runs = [record(targets=("c", "b"), evaluations=(Evaluation(0, metrics),))]
+    assert cell(one(runs), "erm", "c+b").mean == pytest.approx(0.4)
+
+
+# --- rules side by side ----------------------------------------------------------------------------
+
+
+RULES = [last, training_domain_validation, worst_group, oracle]
+
+
+def test_one_target_and_several_rules_stand_side_by_side_with_the_gap_to_the_oracle():
+    runs = [
+        record("irmv1", trial=t, draw=h, val=0.9 - h / 10, test=0.1 + 0.5 * h + 0.1 * t)
+        for t in range(3)
+        for h in range(2)
+    ]
+    (table,) = build_tables(runs, RULES, extras=["wga"])
+    names = [column.name for column in table.columns]
+    assert names[:4] == [
+        "last",
+        "training-domain-validation",
+        "worst-group",
+        "test-domain-validation (oracle)",
+    ]
+    assert cell(table, "irmv1", "last").mean == pytest.approx(0.2)
+    assert cell(table, "irmv1", "test-domain-validation (oracle)").mean == pytest.approx(0.7)
+    assert cell(table, "irmv1", "gap of last").trials == pytest.approx({0: 0.5, 1: 0.5, 2: 0.5})
+    assert cell(table, "irmv1", "wga, last").mean == pytest.approx(0.1)
+    for rule in RULES:
+        assert sum(rule.caption in paragraph for paragraph in table.caption) == 1
+
+
+def test_several_targets_give_a_table_per_rule_with_one_rule_stated():
+    tables = build_tables(sweep({"erm": [0.5, 0.6]}, DOMAINS), [training_domain_validation, oracle])
+    assert [table.title for table in tables] == [
+        "training-domain-validation",
+        "test-domain-validation (oracle)",
+    ]
+    assert "gap to oracle" in [column.name for column in tables[0].columns]
+    assert not any(oracle.caption in paragraph for paragraph in tables[0].caption)
+
+
+def test_cross_validation_without_pairs_is_not_applicable_and_with_them_is_a_number():
+    runs = sweep({"erm": [0.5, 0.6]}, DOMAINS)
+    assert cell(one(runs, leave_one_domain_out_cv), "erm", "-90%").problem == "n/a"
+    pairs = [
+        record(targets=targets, trial=t, test=0.4)
+        for targets in (DOMAINS[:2], DOMAINS[1:], (DOMAINS[0], DOMAINS[2]))
+        for t in range(2)
+    ]
+    table = one(runs + pairs, leave_one_domain_out_cv)
+    assert [column.name for column in table.columns][:4] == [*DOMAINS, "average"]
+    assert cell(table, "erm", "-90%").trials == {0: 0.5, 1: 0.6}
+    broken = [dataclasses.replace(pairs[0], status="FAILED"), *pairs[1:]]
+    table = one(runs + broken, leave_one_domain_out_cv)
+    assert cell(table, "erm", "+90%").problem.startswith("FAILED 1 of 6")
+    assert cell(table, "erm", "-90%").mean is not None  # the failed pair does not concern this target
+    assert one(runs + broken).rows == one(runs).rows  # other rules do not need pairs
+
+
+def test_no_runs_give_no_table():
+    assert build_tables([], RULES) == []
+
+
+# --- honesty ---------------------------------------------------------------------------------------
+
+
+TABLES = 300
+ALLOWED = int(stats.binom.ppf(0.999, TABLES, 0.05))  # 5 % of 300, and the slack of a binomial at 99.9 %
+
+
+@pytest.mark.parametrize("examples", [None, 400], ids=["normal noise", "accuracies on 400 examples"])
+@pytest.mark.parametrize(
+    "rules", [[training_domain_validation], [last, worst_group]], ids=["one rule", "two rules"]
+)
+def test_ten_identical_algorithms_are_called_different_in_at_most_five_percent_of_tables(examples, rules):
+    draw = np.random.RandomState(0)
+    flagged = 0
+    for _ in range(TABLES):
+        noise = (
+            draw.normal(0.6, 0.02, (10, 3))
+            if examples is None
+            else draw.binomial(examples, 0.6, (10, 3)) / examples
+        )
+        table = build_tables(
+            sweep({f"a{i}": list(row) for i, row in enumerate(noise)}), rules, baseline="a0"
+        )[0]
+        flagged += any(c.comparison.significant for row in table.rows for c in row.cells if c.comparison)
+    assert flagged <= ALLOWED
+
+
+def test_a_large_and_steady_difference_is_called_significant_in_every_format():
+    draw = random.Random(0)
+    accuracy = {
+        name: [draw.gauss(mean, 0.01) for _ in range(5)] for name, mean in (("erm", 0.3), ("irmv1", 0.6))
+    }
+    table = one(sweep(accuracy))
+    found = cell(table, "irmv1", "difference to erm").comparison
+    assert found is not None and found.significant
+    assert re.search(r"irmv1 .*p=\S+ \*", render(table))
+    assert "(1 marked)" in render(table) and "0.062 is reachable with 5 trials" in " ".join(
+        render(table).split()
+    )
+
+
+# --- formats ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table() -> Table:
+    draw = random.Random(1)
+    runs = sweep({name: [draw.random() for _ in range(3)] for name in ("erm", "group_dro", "vrex")}, DOMAINS)
+    return build_tables(runs[:-1], [training_domain_validation, oracle], extras=["wga"])[0]
+
+
+def test_every_format_holds_the_same_numbers(table):
+    printed = [
+        [shown(cell, column) for cell, column in zip(row.cells, table.columns, strict=True)]
+        for row in table.rows
+    ]
+    text, markdown = render(table, "text"), render(table, "markdown")
+    latex = render(table, "latex").replace(r"$\pm$", "±").replace("$-$", "-").replace("$^{*}$", "*")
+    latex = latex.replace("{[}", "[").replace("{]}", "]").replace("\\%", "%").replace("\\_", "_")
+    for row, in_row in zip(table.rows, printed, strict=True):
+        assert " ".join([row.label, *in_row]) in [" ".join(line.split()) for line in text.splitlines()]
+        assert f"| {' | '.join([row.label, *in_row])} |" in markdown.replace("\\*", "*").splitlines()
+        assert " & ".join([row.label, *in_row]) + r" \\" in latex.splitlines()
+    as_json = json.loads(render(table, "json"))
+    as_csv = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    cells = [cell for row in table.rows for cell in row.cells]
+    json_cells = [cell for row in as_json["rows"] for cell in row["cells"]]
+    for found, from_json, from_csv in zip(cells, json_cells, as_csv, strict=True):
+        assert (found.mean, found.se, found.n) == (
+            from_json["mean"],
+            from_json["standard_error"],
+            from_json["trials"],
+        )
+        assert from_json["by_trial"] == {str(trial): value for trial, value in found.trials.items()}
+        for name in ("mean", "standard_error", "trials", "p", "p_holm", "low", "problem"):
+            value = from_json.get(name)
+            assert from_csv[name] == ("" if value is None else str(value))
+
+
+def test_every_line_of_csv_says_where_its_number_comes_from(table):
+    for line in csv.DictReader(io.StringIO(render(table, "csv"))):
+        assert (line["dataset"], line["toy"], line["weights"], line["rule"]) == (
+            *("colored-digits", "True", "scratch"),
+            training_domain_validation.name,
+        )
+
+
+def test_the_caption_states_rule_protocol_weights_preset_trials_spread_and_significance(table):
+    caption = " ".join(table.caption)
+    for stated in (
+        training_domain_validation.caption,
+        *("colored-digits (a toy)", "leave-one-domain-out", "weights scratch", "preset none", "3 trials"),
+        *("ddof = 1", "Holm", "0.25 is reachable with 3 trials", "hyperparameters at their defaults"),
+    ):
+        assert stated in caption
+    for format in ("text", "markdown", "json"):
+        assert "(a toy)" in render(table, format)
+
+
+def test_latex_is_balanced_and_escaped(table):
+    hostile = dataclasses.replace(table, notes=("50% of a_b{c} & #1 $x$ ~ ^ \\end",))
+    latex = render(hostile, "latex")
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 1
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert latex.count(rule) == 1
+    bare = re.sub(r"\\[{}%&#$_]", "", latex)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0 and "%" not in bare and "#" not in bare
+    widths = {re.sub(r"\\&", "", line).count("&") for line in latex.splitlines() if line.endswith(r"\\")}
+    assert widths == {len(table.columns)}
+
+
+def test_markdown_rows_have_as_many_cells_as_the_head(table):
+    lines = [line for line in render(table, "markdown").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(table.rows) and len({line.count("|") for line in lines}) == 1
+
+
+def test_text_does_not_take_a_bracket_for_markup():
+    text = render(one([record(targets=("[red]",))]))
+    assert "[red]" in text
+
+
+def test_several_tables_are_one_json_list_and_one_csv(table):
+    assert len(json.loads(render([table, table], "json"))) == 2
+    assert render([table, table], "csv").count("standard_error") == 1
+
+
+def test_an_unknown_format_is_a_users_mistake(table):
+    with pytest.raises(UsageError, match="did you mean 'latex'"):
+        render(table, "latx")
+
+
+def test_numbers_are_never_negative_zero():
+    rival = {0: 0.5, 1: 0.5001, 2: 0.4998}
+    table = one(sweep({"erm": [0.5, 0.5, 0.5], "vrex": list(rival.values())}))
+    difference = cell(table, "vrex", "difference to erm").mean
+    assert difference is not None and -0.0005 < difference < 0
+    assert "-0.0 " not in render(table)
