@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -104,7 +105,6 @@ class RunDir:
         self.journal: list[Metric] = []
         self.delivered = 0
         self._written: dict[str, Any] | None = None
-        self._earlier = {(m.key, m.step, _encoded(m.value)): m.timestamp for m in self._final()}
 
     @classmethod
     def create(cls, root: Path, run_id: str, config_hash: str, **facts: Any) -> RunDir:
@@ -119,10 +119,10 @@ class RunDir:
             raise UsageError(
                 f"{path} exists already; continue that run with --resume {run_id}, or move it away"
             ) from None
-        state = RunState(run_id=run_id, config_hash=config_hash, uid=uuid.uuid4().hex, **facts)
-        rundir = cls(
-            path, replace(state, started=state.started or now_ms(), worker=_worker()), reopened=False
-        )
+        for name in ("tags", "params"):
+            facts[name] = {key: str(value) for key, value in facts.get(name, {}).items()}
+        own: dict[str, Any] = {"run_id": run_id, "config_hash": config_hash, "uid": uuid.uuid4().hex}
+        rundir = cls(path, RunState(**own, started=now_ms(), worker=_worker(), **facts), reopened=False)
         rundir.save()
         return rundir
 
@@ -205,6 +205,10 @@ class RunDir:
         """What ``write_evaluations`` wrote, or nothing."""
         path = self.path / "evaluations.json"
         return read_evaluations(path.read_bytes()) if path.is_file() else []
+
+    @cached_property
+    def _earlier(self) -> dict[tuple[str, int, float | str | None], int]:
+        return {(m.key, m.step, _encoded(m.value)): m.timestamp for m in self._final()}
 
     def _final(self) -> list[Metric]:
         path = self.path / "metrics.json"

@@ -259,5 +259,8 @@ def test_evaluations_are_strict_json_and_nan_survives(run):
 
 
 def test_importing_it_is_cheap():
-    code = "import sys, dgharness.rundir, dgharness.tracking; sys.exit(bool({'torch', 'mlflow', 'pandas'} & {*sys.modules}))"
+    code = (
+        "import sys, dgharness.rundir, dgharness.tracking; "
+        "sys.exit(bool({'torch', 'mlflow', 'pandas'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -61,7 +61,7 @@ class Tracker:
             status="RUNNING",
             ended=None,
             error=None,
-            tags={**provenance(), **state.tags},
+            tags={"dg.kind": "train", **provenance(), **state.tags},
             datasets=list(datasets),
             experiment=self.store.experiment,
             tracking_uri=public(self.store.uri),

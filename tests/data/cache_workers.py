@@ -30,7 +30,7 @@ def load_and_note_the_build(folder: Path, cache: Path, notes: Path, barrier: Any
         build(*arguments)
 
     build: Callable[..., None] = image_cache._build
-    image_cache._build = noted
+    image_cache._build = noted  # type: ignore[assignment]
     barrier.wait()
     done = image_cache.decoded(folder, listing(folder), 16, cache)
     assert done.file.stat().st_size > 12 * 3 * 16 * 16
@@ -46,5 +46,5 @@ def die_while_decoding(folder: Path, cache: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     decode_all = image_cache._decode_all
-    image_cache._decode_all = two_and_then_death
+    image_cache._decode_all = two_and_then_death  # type: ignore[assignment]
     image_cache.decoded(folder, listing(folder), 16, cache)
