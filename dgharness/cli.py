@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -131,13 +132,22 @@ def report(
     extra: Annotated[
         list[str], typer.Option("--extra", help="Further metrics: wga, ece, cost/seconds, ...")
     ] = [],  # noqa: B006
+    gaps: Annotated[bool, typer.Option("--gaps", help="What each rule loses to the oracle.")] = False,
     format_: Annotated[str, typer.Option("--format", help="text, markdown, latex, csv or json.")] = "text",
     to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of stdout.")] = None,
 ) -> None:
     """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
     from dgharness.commands import run_report
 
-    run_report(experiment, _commas(rule), baseline=baseline, extras=_commas(extra), format_=format_, to=to)
+    run_report(
+        experiment,
+        _commas(rule),
+        baseline=baseline,
+        extras=_commas(extra),
+        gaps=gaps,
+        format_=format_,
+        to=to,
+    )
 
 
 @algorithms_app.callback(invoke_without_command=True)
@@ -245,6 +255,8 @@ def main() -> None:
     """Run the command line: a user's mistake is one sentence and exit code 2, never a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    # PyTorch's own forward-mode derivative warns about PyTorch's own use of torch.jit.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
     from dgharness.errors import DivergenceError, Interrupted, UsageError
 
     try:

@@ -25,7 +25,7 @@ def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: b
 
     def header(prepared: Prepared, store: tracking.Store) -> None:
         prepared_here.append(prepared)
-        for line in header_lines(prepared, deviations(prepared), str(store)):
+        for line in header_lines(prepared, deviations(prepared), f"{store} → {store.experiment}"):
             to_stderr(line)
 
     if dry_run:
@@ -115,6 +115,7 @@ def run_report(
     *,
     baseline: str,
     extras: Sequence[str],
+    gaps: bool,
     format_: str,
     to: Path | None,
 ) -> None:
@@ -125,7 +126,16 @@ def run_report(
     from dgharness.report.render import render
 
     chosen = [registry.load("selection", name) for name in rules]
-    tables = build_tables(load_experiment(experiment), chosen, baseline=baseline, extras=extras)
+    found = load_experiment(experiment)
+    tables = build_tables(
+        found.records,
+        chosen,
+        baseline=baseline,
+        expected=found.expected,
+        not_applicable=found.not_applicable,
+        extras=extras,
+        gaps=gaps,
+    )
     text = render(tables, format_)
     if to:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -137,16 +147,18 @@ def run_report(
 
 def run_sync(output: str) -> None:
     """Deliver what is not in the store yet."""
-    delivered = tracking.sync(Path(output))
-    for line in delivered:
-        to_stderr(str(line))
-    to_stderr(f"{len(delivered)} runs delivered" if delivered else "nothing to deliver")
+    entries = tracking.sync(Path(output))
+    for entry in entries:
+        to_stderr(f"{entry.run_id}  {entry.outcome}{f': {entry.detail}' if entry.detail else ''}")
+    delivered = sum(entry.outcome == "delivered" for entry in entries)
+    to_stderr(f"{delivered} runs delivered" if entries else "nothing to deliver")
+    if any(entry.outcome == "failed" for entry in entries):
+        sys.exit(1)
 
 
 def run_doctor() -> None:
     """Check what a run needs, one line each."""
     import shutil
-    import tempfile
 
     import torch
 
@@ -167,8 +179,7 @@ def run_doctor() -> None:
     print("plugins " + ("; ".join(broken) or "all ok"))
     uri = tracking.tracking_uri(None)
     try:
-        with tempfile.TemporaryDirectory():
-            tracking.prepare_store(uri, "doctor")
+        tracking.prepare_store(uri, "Default")
         print(f"tracking {uri} ok")
     except UsageError as error:
         print(f"tracking {uri} NOT usable: {error}")

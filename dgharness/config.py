@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.hparams import Hparams, checked, spaces
+from dgharness.registry import load
 from dgharness.training.averaging import AveragingConfig
 from dgharness.training.optimizers import OptimizerConfig
 
@@ -214,9 +215,7 @@ def _preset_layer(name: str, over: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(per_algorithm.get(over.get("algorithm", "erm"), {}))
     if int(over.get("hparams_seed", 0)):
         # A random draw replaces what the preset fixed, and what the user gave replaces the draw.
-        from dgharness import registry
-
-        drawn = spaces(registry.load("algorithms", over.get("algorithm", "erm")).hparams)
+        drawn = spaces(load("algorithms", over.get("algorithm", "erm")).hparams)
         own = {key: value for key, value in own.items() if key not in drawn}
         for key in ("lr", "weight_decay"):
             tree.get("optimizer", {}).pop(key, None)

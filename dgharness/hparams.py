@@ -175,7 +175,9 @@ def fields(hparams: type[BaseModel]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "type": getattr(field.annotation, "__name__", str(field.annotation)),
+            "type": field.annotation.__name__
+            if isinstance(field.annotation, type)
+            else str(field.annotation),
             "default": field.default,
             "space": str(known[name]) if name in known else None,
             "structural": Structural in field.metadata,

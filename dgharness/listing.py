@@ -65,7 +65,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         return
     dataset = load_dataset(DataConfig(name=name), data_root, 0)
     groups = grouping(dataset.manifest, dataset.groups)
-    counts = {
+    counts: dict[str, dict[Any, int]] = {
         "domains": dataset.manifest["domain"].value_counts(sort=False).to_dict(),
         "classes": dataset.manifest["y"].value_counts(sort=False).to_dict(),
         "groups": {group: int((groups.group_M == number).sum()) for number, group in enumerate(groups.names)},

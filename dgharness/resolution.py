@@ -106,17 +106,22 @@ class Neutral:
     value: Any
 
 
+# Where it runs and where files lie; the digests of data and weights say what was in them.
+PLACES = ("execution", "preset", "plugins", "weights_file", "cache_dir", "download")
+
+
 def config_hash(
-    config: RunConfig, versions: Mapping[str, int], dataset_digest: str, weights_sha: str | None = None
+    config: RunConfig, versions: Mapping[str, int], dataset: Dataset, weights_sha: str | None = None
 ) -> str:
     """SHA-256 of what decides the result: settings, versions of the parts, data and weights.
 
-    Where it runs and where files lie is left out.
+    Two runs of the same hash, on the same kind of machine with as many threads, give the same result.
     """
+    named = config.model_copy(update={"data": config.data.model_copy(update={"name": dataset.name})})
     identity = {
-        "config": _identity(config, leave_out=("execution", "preset", "plugins", "weights_file")),
+        "config": _identity(named, leave_out=PLACES),
         "versions": dict(versions),
-        "data": dataset_digest,
+        "data": dataset.digest,
         "weights": weights_sha,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()

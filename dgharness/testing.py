@@ -339,7 +339,7 @@ def small_source() -> TrainingSource:
     x, y_EB = small_batch(0, 4, 40)
     manifest = pd.DataFrame(
         {
-            "y": pd.Categorical.from_codes(y_EB.flatten().numpy(), list("abc")),
+            "y": pd.Categorical.from_codes(y_EB.flatten().numpy(), pd.Index(list("abc"))),
             "domain": pd.Categorical(np.repeat(["p", "q", "r", "s"], 40)),
         }
     )
@@ -430,7 +430,7 @@ def _author_code(spec: AlgorithmSpec) -> Any:
     assert spec.objective is not None
     if isinstance(spec.objective, type):
         return spec.objective
-    names = dict(zip(spec.objective.__code__.co_freevars, spec.objective.__closure__ or (), strict=True))  # type: ignore[attr-defined]
+    names = dict(zip(spec.objective.__code__.co_freevars, spec.objective.__closure__ or (), strict=True))
     fn = next(cell.cell_contents for cell in names.values() if callable(cell.cell_contents))
     inner = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
     return inner["fn"].cell_contents if "fn" in inner else fn

@@ -4,20 +4,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dgharness import tracking
 from dgharness.errors import UsageError
+from dgharness.report.outcomes import Expected
 from dgharness.selection.rule import Evaluation, RunRecord
 
 
-def load_experiment(experiment: str, uri: str | None = None) -> list[RunRecord]:
+@dataclass(frozen=True)
+class Found:
+    """What an experiment holds, and what its sweeps had planned."""
+
+    records: list[RunRecord]
+    expected: list[Expected] | None  # None where there was no sweep
+    not_applicable: dict[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
+
+
+def load_experiment(experiment: str, uri: str | None = None) -> Found:
     """Every training run of an experiment, finished or not, once per configuration."""
     store = tracking.open_store(tracking.tracking_uri(uri), experiment)
-    found = [record(facts) for facts in tracking.load_records(store)]
-    if not found:
+    records = [record(facts) for facts in tracking.load_records(store)]
+    if not records:
         raise UsageError(f"the experiment {experiment!r} holds no training runs yet: {store}")
-    return found
+    planned = [
+        entry for text in tracking.group_texts(store, "sweep", "plan.json") for entry in json.loads(text)
+    ]
+    runnable = [_slot(entry) for entry in planned if not entry["not_applicable"]]
+    alone = [(r.algorithm, r.targets, r.hparams_seed, r.trial_seed) for r in records]
+    return Found(
+        records,
+        list(dict.fromkeys([*runnable, *alone])) if planned else None,
+        {
+            (entry["algorithm"], tuple(entry["targets"])): entry["not_applicable"]
+            for entry in planned
+            if entry["not_applicable"]
+        },
+    )
+
+
+def _slot(entry: Mapping[str, Any]) -> Expected:
+    return entry["algorithm"], tuple(entry["targets"]), entry["hparams_seed"], entry["trial_seed"]
 
 
 def record(facts: Mapping[str, Any]) -> RunRecord:

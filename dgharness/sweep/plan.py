@@ -29,6 +29,19 @@ class Job:
         config = self.config
         return config.algorithm, config.protocol.targets, config.hparams_seed, config.trial_seed
 
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a report needs to know of a planned run."""
+        algorithm, targets, hparams_seed, trial_seed = self.cell
+        return {
+            "algorithm": algorithm,
+            "targets": list(targets),
+            "hparams_seed": hparams_seed,
+            "trial_seed": trial_seed,
+            "config_hash": self.config_hash,
+            "not_applicable": self.not_applicable,
+        }
+
 
 def plan(
     algorithms: Sequence[str],

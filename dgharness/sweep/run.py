@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,15 +67,16 @@ def sweep(jobs: Sequence[Job], *, workers: int = 0) -> SweepOutcome:
     tracked = tracking.finished_hashes(store)
     pending = [job for job in wanted if not _finished(job, root, tracked)]
     outcome.skipped = len(wanted) - len(pending)
-    to_stderr(f"tracking  {store}")
+    to_stderr(f"tracking  {store} → {store.experiment}")
     if outcome.skipped:
         to_stderr(f"{outcome.skipped} of {len(wanted)} runs are finished already")
-    parent = tracking.start_group(store, "sweep", _name(wanted), _tags(wanted), _params(wanted))
+    plan = {"plan.json": json.dumps([job.entry for job in jobs], indent=1)}
+    parent = tracking.start_group(store, "sweep", _name(wanted), _tags(wanted), _params(wanted), plan)
     processes = min(workers or default_workers(execution.device), max(len(pending), 1))
     threads = max(1, (os.cpu_count() or 1) // processes)
     payloads = [_payload(job, store, parent, threads, root) for job in pending]
     board = Board(len(pending))
-    status: tracking.Status = "FINISHED"
+    status: rundir.Status = "FINISHED"
     try:
         for job, result in zip(
             pending,
@@ -145,6 +147,7 @@ def set_threads(threads: int) -> None:
     """What a worker does first."""
     import torch
 
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
     torch.set_num_threads(threads)
 
 

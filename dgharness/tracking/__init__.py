@@ -4,7 +4,7 @@ Nothing else imports MLflow, and here it is imported inside functions, because t
 """
 
 from dgharness.rundir import DatasetInput
-from dgharness.tracking.groups import finish_group, start_group
+from dgharness.tracking.groups import finish_group, group_texts, start_group
 from dgharness.tracking.records import finished_hashes, load_records
 from dgharness.tracking.store import Store, open_store, prepare_store, public, tracking_uri
 from dgharness.tracking.sync import Synced, sync
@@ -17,6 +17,7 @@ __all__ = [
     "Tracker",
     "finish_group",
     "finished_hashes",
+    "group_texts",
     "load_records",
     "open_store",
     "prepare_store",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,33 +17,51 @@ def start_group(
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
 ) -> str:
-    """Start the MLflow run of a sweep or a report and give its id; the same ``dg.sweep`` goes on."""
+    """Start the MLflow run of a sweep or a report and give its id; the same ``dg.sweep`` goes on.
+
+    ``texts`` are artifacts, file name to content.
+    """
     with explained(store.uri):
         opened = client(store.uri)
         tags = {**provenance(), **tags, "dg.kind": kind}
-        if kind == "sweep" and "dg.sweep" in tags:
-            wanted = f"tags.dg.kind = 'sweep' and tags.dg.sweep = '{tags['dg.sweep']}'"
-            for run in opened.search_runs([store.experiment_id], wanted, max_results=1):
-                opened.update_run(run.info.run_id, status="RUNNING")
-                return run.info.run_id
-        run = opened.create_run(store.experiment_id, tags=cut(tags), run_name=name)
-        log_pairs(opened, run.info.run_id, params, {})
+        same = f"tags.dg.kind = 'sweep' and tags.dg.sweep = '{tags.get('dg.sweep', '')}'"
+        found = opened.search_runs([store.experiment_id], same, max_results=1) if kind == "sweep" else []
+        if found:
+            run = found[0]
+            opened.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = opened.create_run(store.experiment_id, tags=cut(tags), run_name=name)
+            log_pairs(opened, run.info.run_id, params, {})
+        for file, text in (texts or {}).items():
+            opened.log_text(run.info.run_id, text, file)
         return run.info.run_id
+
+
+def group_texts(store: Store, kind: Literal["sweep", "report"], file: str) -> list[str]:
+    """The content of one artifact of every sweep or report of the experiment, oldest first."""
+    with explained(store.uri):
+        opened = client(store.uri)
+        runs = opened.search_runs(
+            [store.experiment_id], f"tags.dg.kind = '{kind}'", order_by=["attributes.start_time"]
+        )
+        return [
+            Path(opened.download_artifacts(run.info.run_id, file)).read_text()
+            for run in runs
+            if any(artifact.path == file for artifact in opened.list_artifacts(run.info.run_id))
+        ]
 
 
 def finish_group(
     store: Store,
     run_id: str,
     status: Status = "FINISHED",
-    artifacts: Iterable[Path | str] = (),
     warn: Callable[[str], None] = to_stderr,
 ) -> bool:
-    """Log files and end the run of a sweep or a report; a store that fails gives a warning."""
+    """End the run of a sweep or a report; a store that fails gives a warning."""
     try:
         opened = client(store.uri)
-        for path in artifacts:
-            opened.log_artifact(run_id, str(path))
         opened.set_terminated(run_id, status)
     except store_errors() as error:
         warn(sentence(error, store.uri))

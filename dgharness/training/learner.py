@@ -90,7 +90,8 @@ class Learner:
         rows_EB = torch.arange(len(y_EB), device=y_EB.device)[:, None].expand(y_EB.shape[:2])
         domain_EB = rows_EB if domain_EB is None else domain_EB
         if noise is None and self.spec.noise is not None:
-            drawn = self.spec.noise(*domain_EB.shape, generator(self.seed, "algorithm", self.t))
+            rows, examples = domain_EB.shape
+            drawn = self.spec.noise(rows, examples, generator(self.seed, "algorithm", self.t))
             noise = drawn.to(self.device)
         step = Step(
             x=x,
@@ -192,7 +193,9 @@ class Learner:
             algorithm = copy.deepcopy(algorithm)
             _load(algorithm, weights)
         predictor: Any = algorithm.eval().predictor(source)
-        return predictor.eval() if isinstance(predictor, nn.Module) else predictor
+        if isinstance(predictor, nn.Module):
+            predictor.eval()
+        return predictor
 
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:

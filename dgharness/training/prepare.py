@@ -108,7 +108,7 @@ def prepare(config: RunConfig) -> Prepared:
         config_hash=config_hash(
             config,
             {kind: part.version for kind, part in parts.items() if part},
-            dataset.digest,
+            dataset,
             weights[1],
         ),
     )

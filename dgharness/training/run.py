@@ -13,7 +13,7 @@ import yaml
 from dgharness import registry, tracking
 from dgharness.config import ExecutionConfig, RunConfig
 from dgharness.data.dataset import grouping
-from dgharness.data.sampling import make_sampler
+from dgharness.data.sampling import Sampler, make_sampler
 from dgharness.data.source import TrainingSource
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.hparams import checked
@@ -119,7 +119,6 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
     device = pick_device(config.execution.device)
-    reader = dataset.reader.to(device)
 
     def network(copy: int) -> tuple[torch.nn.Module, int]:
         model, features = build_model(
@@ -164,7 +163,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         new_model=lambda: network(next(copies))[0],
         views=dataset.views,
     )
-    samplers = {
+    samplers: dict[tuple[str, str], Sampler] = {
         (name, stage.split): make_sampler(
             name,
             source.rows_by_domain(stage.split),
@@ -178,7 +177,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     }
     evaluator = Evaluator(
         dataset,
-        reader,
+        source.reader,
         grouping(dataset.manifest, config.data.groups),
         device,
         config.selection.min_group_size,
