@@ -185,7 +185,7 @@ def test_a_missing_run_is_inferred_from_the_grid_of_the_others():
 def test_a_planned_run_is_missed_even_if_nothing_like_it_exists():
     plan = [(name, ("-90%",), 0, trial) for name in ("vrex", "erm", "coral") for trial in range(3)]
     table = one(sweep({"erm": [0.5, 0.6, 0.7], "vrex": [0.5, 0.6, 0.7]}), expected=plan)
-    assert [row.label for row in table.rows] == ["vrex", "erm", "coral"]
+    assert [row.label for row in table.rows] == ["erm", "vrex", "coral"]
     assert cell(table, "coral", "-90%").problem == "MISSING 3 of 3: h0 t0, h0 t1, h0 t2"
 
 

@@ -69,14 +69,11 @@ class _Maker:
 
     @property
     def labels(self) -> list[str]:
-        """In the plan's order, or the baseline first and the others by name."""
+        """The baseline first; the others in the plan's order, or by name."""
         exempt = [name for name, _ in self.exempt if name not in map(algorithm_of, self.runs.labels)]
         labels = list(dict.fromkeys([*self.runs.labels, *exempt]))
-        return (
-            labels
-            if self.planned
-            else sorted(labels, key=lambda label: (algorithm_of(label) != self.baseline, label))
-        )
+        others = labels if self.planned else sorted(labels)
+        return sorted(others, key=lambda label: algorithm_of(label) != self.baseline)
 
     @property
     def versus(self) -> str:

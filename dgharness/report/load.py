@@ -11,6 +11,7 @@ from dgharness import tracking
 from dgharness.errors import UsageError
 from dgharness.report.outcomes import Expected
 from dgharness.selection.rule import Evaluation, RunRecord
+from dgharness.tracking.store import sqlite_path
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,14 @@ class Found:
 
 def load_experiment(experiment: str, uri: str | None = None) -> Found:
     """Every training run of an experiment, finished or not, once per configuration."""
-    store = tracking.open_store(tracking.tracking_uri(uri), experiment)
+    where = tracking.tracking_uri(uri)
+    path = sqlite_path(where)
+    if path is not None and not path.exists():
+        raise UsageError(
+            f"there is no MLflow store {where} yet; run dgharness train or sweep first, change to the directory "
+            "where that was done, or set MLFLOW_TRACKING_URI"
+        )
+    store = tracking.open_store(where, experiment)
     records = [record(facts) for facts in tracking.load_records(store)]
     if not records:
         raise UsageError(f"the experiment {experiment!r} holds no training runs yet: {store}")
