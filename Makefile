@@ -29,8 +29,7 @@ demo: install
 	@cd $(DEMO) && ../$(BIN)/dgharness report colored-digits/leave-one-domain-out \
 		--rule last,training-domain-validation,test-domain-validation --extra wga
 	@echo
-	@echo "Look at every run:  cd $(DEMO) && ../$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db"
-	@echo "                    and open http://127.0.0.1:5000"
+	@echo "MLflow on this result:  cd $(DEMO) && ../$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db  (then open http://127.0.0.1:5000)"
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"
