@@ -16,14 +16,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dgharness.algorithm import Algorithm, Descent, Metrics, Pure, Setup
 from dgharness.hparams import Annotated, Choice, Hparams, IntLogUniform, LogUniform, Structural, Uniform
 from dgharness.step import Batch, Dims, Predictor, Source, Step
 
@@ -59,7 +59,6 @@ __all__ = [
 ]
 
 API_VERSION = 1
-Metrics = dict[str, Tensor]
 
 
 # --- what a method declares ------------------------------------------------------------------------
@@ -198,100 +197,6 @@ def algorithm(hparams: type[Hparams] = Hparams, **declared: Any) -> Callable[[An
         return AlgorithmSpec(build=cls, rung=3, hparams=hparams, **declared)
 
     return lift
-
-
-# --- how a method runs -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What an algorithm is built from."""
-
-    model: Any
-    dims: Dims
-    hp: Any
-    loss: Callable[[Tensor, Tensor], Tensor]
-    new_model: Callable[[], Any]  # another network, with its own initialisation
-
-
-MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-Descend = Callable[[str, Callable[[], Tensor]], None]
-
-
-class Algorithm(nn.Module):
-    """Rung 3: owns its networks and optimizers, and says what one update is."""
-
-    finished: bool = False  # set it to end the loop early
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        self.model, self.hp, self.dims = setup.model, setup.hp, setup.dims
-
-    def optimizers(self, make: MakeOptimizer) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers by name; ``make`` builds the configured one over named parameters."""
-        return {"model": make(self.named_parameters())}
-
-    @abstractmethod
-    def update(self, step: Step, descend: Descend) -> Metrics:
-        """One update. ``descend(name, loss_fn)`` makes one step of that optimizer on ``loss_fn()``.
-
-        ``loss_fn`` may be called more than once (SAM): what it computes must start from ``step.fresh()``.
-        """
-
-    def predictor(self, source: Source | None) -> Predictor:
-        return self.model
-
-    def end_stage(self, name: str, source: Source) -> Mapping[str, Tensor]:
-        """Tensors to keep in the checkpoint from here on; later steps see them as ``step.handed_over``."""
-        return {}
-
-
-class Descent(Algorithm):
-    """The lift from an objective to an algorithm: one optimizer descends its loss."""
-
-    def __init__(self, setup: Setup, objective: nn.Module) -> None:
-        super().__init__(setup)
-        self.objective = objective
-
-    @property
-    def finished(self) -> bool:  # type: ignore[override]
-        return getattr(self.objective, "finished", False)
-
-    def update(self, step: Step, descend: Descend) -> Metrics:
-        metrics: Metrics = {}
-
-        def loss_fn() -> Tensor:
-            now = step.fresh()
-            loss, terms = self.objective(now, self.hp)
-            if not metrics:
-                risks = {"risks_E": now.risks_E} if "risks_E" in vars(now) else {}
-                metrics.update({"loss": loss, **terms, **risks})
-            return loss
-
-        descend("model", loss_fn)
-        return metrics
-
-    def predictor(self, source: Source | None) -> Predictor:
-        own = getattr(self.objective, "predictor", None)
-        return own(self.model, self.hp, source) if own else self.model
-
-    def end_stage(self, name: str, source: Source) -> Mapping[str, Tensor]:
-        own = getattr(self.objective, "end_stage", None)
-        return own(name, source) if own else {}
-
-
-class Pure(nn.Module):
-    """A function in the clothes of a module without parameters."""
-
-    def __init__(self, fn: Callable[[Step, Any], tuple[Tensor, Metrics]]) -> None:
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, step: Step, hp: Any) -> tuple[Tensor, Metrics]:
-        return self.fn(step, hp)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pure:
-        return Pure(self.fn)
 
 
 # --- test time, and before training ----------------------------------------------------------------

@@ -2,27 +2,15 @@
 
 Every part comes from an entry point of the group ``dgharness.<group>``, the built-in ones like those of
 other packages, or from ``add_plugin`` for code that is not installed. Nothing is imported before it is
-used: the listing reads the docstrings of built-in modules from their files. A module says there what the
-listing shows, one field per line and further lines indented:
-
->>> parse_doc('''The worst domain decides.
-...
-... Paper: An Author, A Title,
-...     A Venue 2020
-... Trust: core (published number reproduced)
-... ''')
-{'summary': 'The worst domain decides.', 'paper': 'An Author, A Title, A Venue 2020', 'equation': '',
- 'agrees_with': '', 'trust': 'core'}
+used: the listing reads the docstrings of built-in modules from their files.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 import sys
@@ -33,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dgharness.docstrings import module_doc, parse_doc
 from dgharness.errors import UsageError, did_you_mean
 
 API_VERSION = 1  # of the plugin contract; repeated here because dgharness.plugin imports torch
@@ -47,8 +36,6 @@ NOUNS = {
 GROUPS = tuple(NOUNS)
 METHODS = ("algorithms", "tta", "annotators")  # named after papers: trust is stated, or missing
 ALIASES = {"algorithms": {"irm": "irmv1"}}
-TIERS = ("core", "verified", "unverified")
-FIELDS = ("Paper", "Equation", "Agrees with", "Trust")
 
 
 @dataclass(frozen=True)
@@ -134,26 +121,6 @@ def show(group: str, name: str) -> dict[str, Any]:
         "docs": text,
     }
     return json.loads(json.dumps(record, default=str))
-
-
-def parse_doc(doc: str) -> dict[str, str]:
-    """The summary (first paragraph) and the fields of a docstring, each on one line, empty where missing.
-
-    ``trust`` is the tier alone; anything but a known tier is "unverified".
-    """
-    found = {"summary": "", **dict.fromkeys(FIELDS, "")}
-    current: str | None = "summary"
-    for line in inspect.cleandoc(doc).splitlines():
-        if start := re.match(f"({'|'.join(FIELDS)}):", line):
-            current, line = start[1], line[start.end() :]
-        elif not (line.strip() if current == "summary" else line.startswith(" ")):
-            current = None
-        if current:
-            found[current] = f"{found[current]} {line.strip()}".strip()
-    if found["Trust"]:
-        tier = re.split(r"\W", found["Trust"], maxsplit=1)[0]
-        found["Trust"] = tier if tier in TIERS else "unverified"
-    return {name.lower().replace(" ", "_"): text for name, text in found.items()}
 
 
 def add_plugin(text: str) -> Entry:
@@ -339,20 +306,12 @@ def _described(entry: Entry, doc: str) -> Entry:
 
 
 def _doc_of(entry: Entry) -> str:
-    return _module_doc(entry) if entry.source == "built-in" else str(getattr(_spec(entry), "doc", None) or "")
-
-
-def _module_doc(entry: Entry) -> str:
-    """The docstring of a module that is not imported for it."""
-    package, *inner = entry.module.split(".")
-    found = importlib.util.find_spec(package)
-    assert found and found.submodule_search_locations, f"{package} is not a package"
-    path = Path(found.submodule_search_locations[0], *inner)
-    file = path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
-    if not file.is_file():
-        raise _Broken(f"there is no file {file}")
+    if entry.source != "built-in":
+        return str(getattr(_spec(entry), "doc", None) or "")
     try:
-        return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+        return module_doc(entry.module)
+    except FileNotFoundError as error:
+        raise _Broken(f"there is no file {error.filename}") from error
     except SyntaxError as error:
         raise _failed(entry.module, error) from error
 

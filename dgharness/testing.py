@@ -68,7 +68,7 @@ class Case:
             config,
             seed,
             steps=40,
-            new_model=lambda: small_model(seed + 1).to(dtype),
+            new_model=lambda number: small_model(seed + number).to(dtype),
             views={view: _jitter for view in self.spec.needs.views},
             **options,
         )
@@ -225,7 +225,8 @@ def check_order_of_domains(case: Case) -> None:
 def check_weight_zero_is_erm(case: Case) -> None:
     if case.spec.rung != 1:
         return
-    values = {"weight": 0.0, **({"anneal_steps": 0} if hasattr(case.hp, "anneal_steps") else {})}
+    neutral = {"weight": 0.0, "l2": 0.0, "anneal_steps": 0}
+    values = {name: value for name, value in neutral.items() if hasattr(case.hp, name)}
     zero = case.with_hp(**values)
     step = small_step(case, small_model(0).double())
     loss = case.objective()(step, zero.hp)[0]

@@ -1,0 +1,54 @@
+"""What a module's docstring says about a method, read without importing the module.
+
+One field per line, further lines indented:
+
+>>> parse_doc('''The worst domain decides.
+...
+... Paper: An Author, A Title,
+...     A Venue 2020
+... Trust: core (published number reproduced)
+... ''')
+{'summary': 'The worst domain decides.', 'paper': 'An Author, A Title, A Venue 2020', 'equation': '',
+ 'agrees_with': '', 'trust': 'core'}
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+TIERS = ("core", "verified", "unverified")
+FIELDS = ("Paper", "Equation", "Agrees with", "Trust")
+
+
+def parse_doc(doc: str) -> dict[str, str]:
+    """The summary (first paragraph) and the fields of a docstring, each on one line, empty where missing.
+
+    ``trust`` is the tier alone; anything but a known tier is "unverified".
+    """
+    found = {"summary": "", **dict.fromkeys(FIELDS, "")}
+    current: str | None = "summary"
+    for line in inspect.cleandoc(doc).splitlines():
+        if start := re.match(f"({'|'.join(FIELDS)}):", line):
+            current, line = start[1], line[start.end() :]
+        elif not (line.strip() if current == "summary" else line.startswith(" ")):
+            current = None
+        if current:
+            found[current] = f"{found[current]} {line.strip()}".strip()
+    if found["Trust"]:
+        tier = re.split(r"\W", found["Trust"], maxsplit=1)[0]
+        found["Trust"] = tier if tier in TIERS else "unverified"
+    return {name.lower().replace(" ", "_"): text for name, text in found.items()}
+
+
+def module_doc(module: str) -> str:
+    """The docstring of a module of an installed package. A missing file is a FileNotFoundError."""
+    package, *inner = module.split(".")
+    found = importlib.util.find_spec(package)
+    assert found and found.submodule_search_locations, f"{package} is not a package"
+    path = Path(found.submodule_search_locations[0], *inner)
+    file = path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
+    return ast.get_docstring(ast.parse(file.read_bytes())) or ""
