@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -58,7 +59,7 @@ def train(
     ] = None,
     output: Output = "",
     experiment: Experiment = "",
-    resume: Annotated[str, typer.Option("--resume", help="Continue this run id.")] = "",
+    resume: Annotated[str | None, typer.Option("--resume", help="Continue this run id.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +78,7 @@ def train(
         trial_seed=trial_seed,
     )
     layers = {"preset": preset, "file": config, "sets": set_, "flags": flags}
-    run_train(layers, resume=resume, output=output or "runs", dry_run=dry_run, as_json=as_json)
+    run_train(layers, resume=resume, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -88,7 +89,7 @@ def sweep(
     trials: Annotated[int, typer.Option(help="Trial seeds 0..N-1.", min=1)] = 3,
     hparams: Annotated[int, typer.Option(help="Draws: the defaults and N-1 random ones.", min=1)] = 1,
     rule: Annotated[list[str], typer.Option("--rule", help="Selection rules to prepare for.")] = [],  # noqa: B006
-    workers: Annotated[int, typer.Option(help="Processes [default: one per 2 cores on CPU].", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes [default: one per GPU, or per core].", min=0)] = 0,
     data_root: DataRoot = "",
     preset: Preset = "",
     config: ConfigFile = None,
@@ -195,7 +196,7 @@ def config_(
     algorithm: Annotated[str, typer.Argument(help="Whose hyperparameters to list.")] = "erm",
     preset: Preset = "",
 ) -> None:
-    """Print every setting as commented YAML, to be edited and given to --config."""
+    """Print the settings as commented YAML, to be edited and given to --config."""
     from dgharness.listing import print_config
 
     print_config(algorithm, preset)
@@ -206,7 +207,7 @@ def sync(output: Output = "") -> None:
     """Deliver to MLflow what runs could not deliver when the store was away."""
     from dgharness.commands import run_sync
 
-    run_sync(output or "runs")
+    run_sync(output)
 
 
 @app.command()
@@ -260,16 +261,38 @@ def main() -> None:
     from dgharness.errors import DivergenceError, Interrupted, UsageError
 
     try:
-        app()
+        sys.exit(app(prog_name="dgharness", standalone_mode=False))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except DivergenceError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         sys.exit(1)
-    except Interrupted as error:
-        print(str(error), file=sys.stderr)
+    except Interrupted as error:  # the command has said what was saved
         sys.exit(128 + error.signal)
+    except BrokenPipeError:  # whoever read stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except typer.Abort:
+        sys.exit(130)
+    except CommandLineError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print(f"error: {_one_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+# What the parser raises; typer carries a click of its own since 0.26, and only this is the same in both.
+CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _one_sentence(error: Any) -> str:
+    """The parser's complaint without its box."""
+    said = " ".join(error.format_message().split()).rstrip(".?").replace(". Did you", "; did you")
+    context = getattr(error, "ctx", None)
+    helped = f"; see {context.command_path} --help" if context else ""
+    return f"{said[0].lower()}{said[1:]}{helped}"
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

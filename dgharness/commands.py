@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from dgharness import tracking
-from dgharness.config import compose
-from dgharness.errors import UsageError
+from dgharness import rundir, tracking
+from dgharness.config import ExecutionConfig, compose, given
+from dgharness.errors import DivergenceError, Interrupted, UsageError, did_you_mean
+from dgharness.hparams import checked
+from dgharness.rundir import RunDir
 from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
 from dgharness.training.progress import header_lines, result_lines, to_stderr
+from dgharness.training.run import Result, read_config, train
 from dgharness.training.run import resume as continue_run
-from dgharness.training.run import train
+
+if TYPE_CHECKING:
+    from dgharness.report.load import Found
+
+Header = Callable[[Prepared, tracking.Store], None]
 
 
-def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: bool, as_json: bool) -> None:
+def run_train(layers: Mapping[str, Any], *, resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Train or resume one run, and print what it found."""
     prepared_here: list[Prepared] = []
 
@@ -28,12 +36,30 @@ def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: b
         for line in header_lines(prepared, deviations(prepared), f"{store} → {store.experiment}"):
             to_stderr(line)
 
-    if dry_run:
+    if resume is None and dry_run:
         _print_plan(layers, as_json)
         return
-    result = (
-        continue_run(resume, output, header=header) if resume else train(compose(**layers), header=header)
-    )
+    try:
+        result = (
+            train(compose(**layers), header=header)
+            if resume is None
+            else _resume(resume, layers, header=header, dry_run=dry_run)
+        )
+    except Interrupted:
+        ended = _newest(prepared_here)
+        if ended:
+            root = ended.path.parent
+            where = "" if root == Path("runs") else f" --output {root}"
+            run_id = ended.state.run_id
+            to_stderr(
+                f"run {run_id} KILLED, its state is saved; "
+                f"dgharness train --resume {run_id}{where} continues it"
+            )
+        raise
+    except DivergenceError:
+        if ended := _newest(prepared_here):
+            to_stderr(f"run {ended.state.run_id} FAILED")
+        raise
     prepared = prepared_here[0]
     for line in result_lines(result.run_id, result.chosen, prepared):
         to_stderr(line)
@@ -53,6 +79,32 @@ def run_train(layers: Mapping[str, Any], *, resume: str, output: str, dry_run: b
             "chosen": chosen,
         }
         print(json.dumps(_strict(record), indent=1))
+
+
+def _resume(run_id: str, layers: Mapping[str, Any], *, header: Header, dry_run: bool) -> Result:
+    """Continue a run as it was configured; only where and with what it runs may differ."""
+    tree = given(**layers)
+    execution = tree.pop("execution", {})
+    if tree or dry_run:
+        refused = ", ".join(sorted(tree)) or "--dry-run"
+        raise UsageError(
+            f"--resume continues {run_id} as it was configured, so it goes without {refused}; "
+            "with it go --output, --json and --set execution.KEY=VALUE"
+        )
+    root = Path(checked(ExecutionConfig, execution, "execution").output)
+    interrupted = RunDir.open(root, run_id)
+    if not (interrupted.path / "config.yaml").exists():
+        raise UsageError(f"run {run_id} ended before it began; start it again without --resume")
+    config = read_config(interrupted)
+    kept = config.execution.model_dump() | execution | {"output": str(root)}
+    return continue_run(run_id, root, header=header, execution=kept)
+
+
+def _newest(prepared: Sequence[Prepared]) -> RunDir | None:
+    """The directory of the run that was under way."""
+    if not prepared:
+        return None
+    return rundir.find(Path(prepared[0].config.execution.output), prepared[0].config_hash)
 
 
 def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
@@ -89,12 +141,9 @@ def run_sweep(
     as_json: bool,
 ) -> None:
     """Plan a sweep, run what is not finished, and say how to compare it."""
-    from dgharness import registry
     from dgharness.sweep.plan import plan
     from dgharness.sweep.run import describe, sweep
 
-    for plugin in layers.get("flags", {}).get("plugins", ()):
-        registry.add_plugin(plugin)
     jobs = plan(algorithms, targets=targets, hparams_seeds=hparams, trials=trials, **layers)
     for line in describe(jobs):
         to_stderr(line)
@@ -123,14 +172,19 @@ def run_report(
     from dgharness import registry
     from dgharness.report.cells import build_tables
     from dgharness.report.load import load_experiment
-    from dgharness.report.render import render
+    from dgharness.report.render import Format, render
 
+    if not rules:
+        raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
+    if format_ not in get_args(Format):
+        raise UsageError(f"there is no report format {format_!r}; {did_you_mean(format_, get_args(Format))}")
     chosen = [registry.load("selection", name) for name in rules]
     found = load_experiment(experiment)
+    _refuse_unlogged(extras, found)
     tables = build_tables(
         found.records,
         chosen,
-        baseline=baseline,
+        baseline=_baseline(registry.canonical("algorithms", baseline), found),
         expected=found.expected,
         not_applicable=found.not_applicable,
         extras=extras,
@@ -138,16 +192,47 @@ def run_report(
     )
     text = render(tables, format_)
     if to:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(text + "\n")
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {to}: {error.strerror}; choose another file with --to, or leave it out"
+            ) from None
         to_stderr(f"written: {to}")
     else:
-        print(text)
+        print(text, end="")
+
+
+def _baseline(name: str, found: Found) -> str:
+    """The baseline as named; one without runs is a mistake unless it is the default."""
+    run = {record.algorithm for record in found.records}
+    if name not in run and name != "erm":
+        raise UsageError(f"no run of this experiment has the baseline {name!r}; {did_you_mean(name, run)}")
+    return name
+
+
+def _refuse_unlogged(extras: Sequence[str], found: Found) -> None:
+    """A further metric that no run has logged is a mistake."""
+    logged = {f"cost/{name}" for record in found.records for name in record.cost} | {
+        key.removeprefix("test/")
+        for record in found.records
+        for evaluation in record.evaluations
+        for key in evaluation.metrics
+        if key.startswith("test/")
+    }
+    for name in extras:
+        if logged and name not in logged:
+            summaries = [key for key in logged if "/" not in key or key.startswith("cost/")]
+            raise UsageError(f"no run has logged the metric {name!r}; {did_you_mean(name, summaries)}")
 
 
 def run_sync(output: str) -> None:
     """Deliver what is not in the store yet."""
-    entries = tracking.sync(Path(output))
+    root = Path(output or "runs")
+    if output and not root.is_dir():
+        raise UsageError(f"there is no directory {root}; --output names the one with the runs")
+    entries = tracking.sync(root)
     for entry in entries:
         to_stderr(f"{entry.run_id}  {entry.outcome}{f': {entry.detail}' if entry.detail else ''}")
     delivered = sum(entry.outcome == "delivered" for entry in entries)
@@ -187,9 +272,9 @@ def run_doctor() -> None:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
+    """JSON has no NaN and no infinity: null instead."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,24 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.hparams import Hparams, checked, spaces
-from dgharness.registry import load
+from dgharness.registry import add_plugin, canonical, load
 from dgharness.training.averaging import AveragingConfig
 from dgharness.training.optimizers import OptimizerConfig
 
 DEFAULT_RULES = ("last", "training-domain-validation", "test-domain-validation", "worst-group")
+SHOWN = "training-domain-validation"
+
+# One name stands for a list of one.
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
+]
 
 
 class Part(Hparams):
     """A registry entry by name; every further key is one of that entry's own options."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     name: str = ""
     """Registered name; empty takes the dataset's default."""
@@ -40,38 +54,34 @@ class DataConfig(Part):
     """The dataset. Further keys are its own options."""
 
     name: str = "colored-digits"
-    groups: tuple[str, ...] = ()
+    groups: Names = ()
     """Columns whose product is the subpopulations in the metrics; empty takes the dataset's."""
-    train_groups: tuple[str, ...] = ("domain",)
+    train_groups: Names = ("domain",)
     """Columns whose product is the groups that algorithms see (group-dro)."""
 
 
 class ProtocolConfig(Hparams):
     """How the domains are split."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True
-    )
-
     name: Literal["leave-one-domain-out"] = "leave-one-domain-out"
-    targets: tuple[str, ...] = ()
+    targets: Names = ()
     """Domains held out; empty takes the dataset's last."""
-    holdout: float = 0.2
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of every domain kept from training: validation, and for a target the oracle's."""
 
 
 class TrainConfig(Hparams):
     """The loop."""
 
-    steps: int | None = None
-    """Updates in all."""
-    batch_size: int | Literal["all"] | None = None
-    """Examples per row of a batch: per domain with the by-domain sampler."""
-    sampler: str = ""
+    steps: PositiveInt | None = None
+    """Updates in all; unset, the dataset's default."""
+    batch_size: PositiveInt | Literal["all"] | None = None
+    """Examples per row of a batch (per domain with the by-domain sampler); unset, that of the profile."""
+    sampler: Literal["", "by-domain", "by-group", "pooled", "balanced", "full"] = ""
     """by-domain, by-group, pooled, balanced or full; empty takes the protocol's, by-domain."""
-    eval_every: int | None = None
-    """Updates between evaluations; each is a checkpoint that a rule may choose."""
-    log_every: int = 100
+    eval_every: PositiveInt | None = None
+    """Updates between evaluations, each a checkpoint that a rule may choose; unset, the dataset's default."""
+    log_every: PositiveInt = 100
     """Updates between training metrics; divergence is noticed there."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs the networks under autocast."""
@@ -83,7 +93,7 @@ class TTAConfig(Part):
     name: str = "none"
     mode: Literal["online", "offline"] = "online"
     """online predicts each batch as it comes; offline sees the whole domain once before predicting."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Target examples per call."""
     order: Literal["shuffled", "manifest"] = "shuffled"
     """Order of the target stream; shuffled by the trial's own stream."""
@@ -98,14 +108,25 @@ class AnnotatorConfig(Part):
 class SelectionConfig(Hparams):
     """Which checkpoints are kept and scored on the target."""
 
-    rules: tuple[str, ...] = DEFAULT_RULES
+    rules: Names = DEFAULT_RULES
     """Rules whose choice is kept; the target is scored only where one of them could choose."""
-    shown: str = "training-domain-validation"
-    """The rule whose choice is printed."""
-    min_group_size: int = 1
+    shown: str = SHOWN
+    """The rule whose choice is printed, or else the first."""
+    min_group_size: PositiveInt = 1
     """Groups below this size are left out of the worst group."""
-    predictions_mb: float = 64
+    predictions_mb: NonNegativeFloat = 64
     """Logits of the chosen checkpoints are stored up to this size."""
+
+    @model_validator(mode="after")
+    def _shown_is_kept(self) -> SelectionConfig:
+        if not self.rules:
+            raise UsageError("selection.rules is empty; name at least one rule, as in selection.rules=last")
+        if self.shown not in (SHOWN, *self.rules):
+            raise UsageError(
+                f"selection.shown={self.shown} is not among selection.rules; "
+                f"{did_you_mean(self.shown, self.rules)}"
+            )
+        return self
 
 
 class ExecutionConfig(Hparams):
@@ -113,7 +134,7 @@ class ExecutionConfig(Hparams):
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """CPU threads; 0 leaves PyTorch's choice."""
     data_root: str = ""
     """Where datasets that are not bundled lie."""
@@ -141,13 +162,13 @@ class RunConfig(Hparams):
     tta: TTAConfig = TTAConfig()
     train: TrainConfig = TrainConfig()
     selection: SelectionConfig = SelectionConfig()
-    hparams_seed: int = 0
+    hparams_seed: NonNegativeInt = 0
     """0 is the defaults; every other seed is a random draw of all that is not given."""
-    trial_seed: int = 0
+    trial_seed: NonNegativeInt = 0
     """Generation, split, initialisation and order."""
     preset: str = ""
     """The preset that was applied."""
-    plugins: tuple[str, ...] = ()
+    plugins: Names = ()
     """Uninstalled code, MODULE:ATTR or FILE.py:ATTR."""
     execution: ExecutionConfig = ExecutionConfig()
 
@@ -167,29 +188,48 @@ def compose(
     >>> compose(sets=["hp.weight=1e3", "model.width=64"], flags={"algorithm": "irmv1"}).hp
     {'weight': 1000.0}
     """
+    tree = given(preset=preset, file=file, sets=sets, flags=flags)
+    if preset := tree.get("preset", ""):
+        # Checked before the preset is laid under it, which reads the algorithm and the seed.
+        own = checked(RunConfig, tree, where="")
+        tree = merge(_preset_layer(preset, own), tree)
+    return checked(RunConfig, tree, where="")
+
+
+def given(
+    *,
+    preset: str = "",
+    file: str | Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What the user asked for, as a tree: file < ``--set`` < flags; the preset by its name alone.
+
+    >>> given(sets=["train.steps=1e3"], flags={"algorithm": "irmv1"})
+    {'train': {'steps': 1000.0}, 'algorithm': 'irmv1'}
+    """
     tree: dict[str, Any] = {}
     if file:
         merge(tree, _read_yaml(Path(file)))
     for assignment in sets:
         key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set {assignment}: expected key=value, as in --set train.steps=1000")
-        merge(tree, _nested(key.split("."), _scalar(value)))
-    merge(tree, dict(flags or {}))
-    preset = preset or tree.get("preset", "")
-    if preset:
-        tree = merge(_preset_layer(preset, tree), tree)
-        tree["preset"] = preset
-    return checked(RunConfig, tree, where="")
+        if not equals or not all(path := key.strip().split(".")):
+            raise UsageError(f"--set {assignment}: expected KEY=VALUE, as in --set train.steps=1000")
+        merge(tree, _nested(path, _scalar(value)))
+    merge(tree, {**(flags or {}), **({"preset": preset} if preset else {})})
+    # A section all of whose lines are commented out reads as null.
+    sections = RunConfig.model_fields
+    return {key: value for key, value in tree.items() if value is not None or key not in sections}
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay ``over`` on ``base``, tables key by key; changes and returns ``base``."""
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
-            merge(base[key], value)
+        if isinstance(value, Mapping):
+            below = base.get(key)
+            base[key] = merge(below if isinstance(below, dict) else {}, value)
         else:
-            base[key] = dict(value) if isinstance(value, Mapping) else value
+            base[key] = value
     return base
 
 
@@ -204,36 +244,60 @@ def preset_tree(name: str) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         return _read_yaml(Path(name))
     if name not in presets():
-        raise UsageError(f"there is no preset {name!r}; {did_you_mean(name, presets())}")
+        raise UsageError(
+            f"there is no preset {name!r}; {did_you_mean(name, presets())} (or name a file, as in PATH.yaml)"
+        )
     return yaml.safe_load((resources.files("dgharness") / "presets" / f"{name}.yaml").read_text())
 
 
-def _preset_layer(name: str, over: Mapping[str, Any]) -> dict[str, Any]:
+# What the dataset's profile has a default for, and perhaps a search space: section, key.
+PROFILE = (("optimizer", "lr"), ("optimizer", "weight_decay"), ("train", "batch_size"))
+
+
+def _preset_layer(name: str, own: RunConfig) -> dict[str, Any]:
+    """The preset for one algorithm; for a random draw without what would be drawn.
+
+    Whether the profile draws a setting is known only with the dataset: ``resolve`` puts the others back.
+    """
     tree = preset_tree(name)
     tree.pop("about", None)
-    per_algorithm = tree.pop("algorithms", {})
-    own = dict(per_algorithm.get(over.get("algorithm", "erm"), {}))
-    if int(over.get("hparams_seed", 0)):
-        # A random draw replaces what the preset fixed, and what the user gave replaces the draw.
-        drawn = spaces(load("algorithms", over.get("algorithm", "erm")).hparams)
-        own = {key: value for key, value in own.items() if key not in drawn}
-        for key in ("lr", "weight_decay"):
-            tree.get("optimizer", {}).pop(key, None)
-        if tree.get("train", {}).get("batch_size") != "all":
-            tree.get("train", {}).pop("batch_size", None)
-    return merge(tree, {"hp": own})
+    algorithms = _table(tree.pop("algorithms", None), f"algorithms of the preset {name}")
+    algorithm = canonical("algorithms", own.algorithm)
+    hp = dict(_table(algorithms.get(algorithm), f"algorithms.{algorithm} of the preset {name}"))
+    if own.hparams_seed:
+        for plugin in own.plugins:
+            add_plugin(plugin)
+        drawn = spaces(load("algorithms", algorithm).hparams)
+        hp = {key: value for key, value in hp.items() if key not in drawn}
+        for section, key in PROFILE:
+            table = _table(tree.get(section), f"{section} of the preset {name}")
+            if table.get(key) != "all":  # full batches are a way of training, not a size to search
+                table.pop(key, None)
+    return merge(tree, {"hp": hp})
+
+
+def _table(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise UsageError(f"{what} must be a table of settings, not {value!r}")
+    return value or {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"there is no configuration file {path}")
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise UsageError(f"the configuration file {path} cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{path} is not valid YAML{where}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError):  # characters that no text has
+        raise UsageError(f"{path} is not a YAML file: it holds bytes that are not text") from None
+    if not isinstance(tree, dict | None):
         raise UsageError(f"{path} must hold a table of settings, not a {type(tree).__name__}")
-    return tree
+    return tree or {}
 
 
 def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -42,7 +42,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "did you mean 'vrex'?"
     >>> did_you_mean("zzz", ["erm", "vrex"])
     'known: erm, vrex'
+    >>> did_you_mean("zzz", [])
+    'there are none'
     """
     known = sorted(known)
+    if not known:
+        return "there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -124,7 +124,14 @@ class Structural:
 class Hparams(BaseModel):
     """Base of all hyperparameters: frozen, without unknown keys; the line under a field is its help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        validate_default=True,  # 64 for a float becomes the 64.0 that a saved configuration is read as
+    )
 
 
 H = TypeVar("H", bound=BaseModel)
@@ -189,17 +196,30 @@ def fields(hparams: type[BaseModel]) -> list[dict[str, Any]]:
 
 def _sentence(hparams: type[BaseModel], error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path, model = _place(hparams, [str(part) for part in first["loc"]])
     key = ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
-        return f"{key} is not a setting here; {did_you_mean(path[-1], _siblings(hparams, path))}"
-    return f"{key}={first['input']!r} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return f"{key} is not a setting here; {did_you_mean(path[-1], model.model_fields)}"
+    if first["type"] in ("model_type", "dict_type", "mapping_type"):
+        return f"{key}={first['input']!r} is not valid: it is a table of settings, as in {key}.NAME=VALUE"
+    # Every type that a field may have complains of its own.
+    complaints = {
+        each["msg"][0].lower() + each["msg"][1:]
+        for each in error.errors()
+        if _place(hparams, [str(part) for part in each["loc"]])[0] == path
+    }
+    return f"{key}={first['input']!r} is not valid: {', or '.join(sorted(complaints, reverse=True))}"
 
 
-def _siblings(hparams: type[BaseModel], path: list[str]) -> list[str]:
+def _place(hparams: type[BaseModel], loc: list[str]) -> tuple[list[str], type[BaseModel]]:
+    """Where a complaint is about: the keys down to a field, and the model that has (or lacks) it.
+
+    What pydantic adds below a field, such as the member of a union, is not a key.
+    """
     model = hparams
-    for part in path[:-1]:
+    for depth, part in enumerate(loc):
         inner = model.model_fields[part].annotation if part in model.model_fields else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return list(model.model_fields)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return loc[: depth + 1], model
+        model = inner
+    return loc, model

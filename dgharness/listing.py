@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from dgharness import registry
+
+RUNGS = {1: "a penalty", 2: "an objective", 3: "an algorithm with its own update"}
 
 
 def list_entries(group: str, pattern: str, unverified: bool, plugins: Sequence[str], as_json: bool) -> None:
@@ -18,13 +24,16 @@ def list_entries(group: str, pattern: str, unverified: bool, plugins: Sequence[s
     if as_json:
         print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
         return
+    if not entries:
+        print(f"no {registry.NOUNS[group]} matches {pattern!r}", file=sys.stderr)
     width = max((len(entry.name) for entry in entries), default=0)
     tiers = max((len(entry.trust) for entry in entries), default=0)
     for entry in entries:
         aliases = f" (also {', '.join(entry.aliases)})" if entry.aliases else ""
-        about = entry.summary if entry.status == "ok" else entry.status
+        about = _plain(entry.name, entry.summary) if entry.status == "ok" else entry.status
         source = "" if entry.source == "built-in" else f"  [{entry.source}]"
-        print(f"{entry.name:<{width}}  {entry.trust:<{tiers}}  {about}{aliases}{source}".rstrip())
+        tier = f"{entry.trust:<{tiers}}  " if tiers else ""
+        print(f"{entry.name:<{width}}  {tier}{about}{aliases}{source}".rstrip())
 
 
 def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> None:
@@ -35,13 +44,14 @@ def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> 
     if as_json:
         print(json.dumps(facts, indent=1, default=str))
         return
-    print(f"{facts['name']}: {facts['summary']}")
+    _print_row(f"{facts['name']}:", _plain(facts["name"], facts["summary"]))
+    rung = facts.get("rung")
     rows = [
         ("paper", facts.get("paper")),
         ("equation", facts.get("equation")),
         ("agrees with", facts.get("agrees_with")),
         ("needs", facts.get("needs")),
-        ("rung", facts.get("rung")),
+        ("rung", rung and f"{rung} of 3, {RUNGS[rung]}"),
         ("default TTA", facts.get("tta")),
         ("trust tier", facts.get("trust")),
         ("source", f"{facts['source']}, {facts['module']}:{facts['attr']}"),
@@ -49,8 +59,8 @@ def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> 
     ]
     for label, value in rows:
         if value not in (None, "", "none"):
-            print(f"{label:<12} {value}")
-    _print_fields(facts.get("hyperparameters") or [])
+            _print_row(label, str(value))
+    _print_fields("options" if group == "datasets" else "hyperparameters", facts.get("hyperparameters") or [])
 
 
 def show_dataset(name: str, data_root: str, as_json: bool) -> None:
@@ -61,7 +71,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
 
     spec_name, _, argument = name.partition(":")
     if registry.load("datasets", spec_name).argument and not argument:
-        show_entry("datasets", spec_name, [], as_json)
+        show_entry("datasets", spec_name, [], as_json)  # what it is; its examples lie at a path
         return
     dataset = load_dataset(DataConfig(name=name), data_root, 0)
     groups = grouping(dataset.manifest, dataset.groups)
@@ -82,51 +92,93 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         print(json.dumps(facts, indent=1))
         return
     print(f"{dataset.name}{' (a toy)' if dataset.toy else ''}: {len(dataset.manifest)} examples")
-    print(f"{'input':<12} {' x '.join(map(str, dataset.input_shape))}, digest {dataset.digest}")
+    _print_row("input", " x ".join(map(str, dataset.input_shape)))
+    _print_row("digest", dataset.digest)
     for part in ("domains", "classes", "groups"):
-        print(f"{part:<12} " + ", ".join(f"{key} {value}" for key, value in facts[part].items()))
-    _print_fields(registry.show("datasets", spec_name).get("hyperparameters") or [])
+        _print_row(part, " · ".join(f"{key} {value}" for key, value in facts[part].items()))
+    _print_fields("options", registry.show("datasets", spec_name).get("hyperparameters") or [])
 
 
 def print_config(algorithm: str, preset: str) -> None:
-    """Every setting with its default and help, as YAML."""
-    from dgharness.config import RunConfig, compose, presets
+    """The settings with their values and help, as YAML; a line that is commented out changes nothing.
+
+    What a random draw would fill in, and what a dataset or an algorithm gives a default of its own, is
+    commented out: written out it would count as given.
+    """
+    from dgharness.config import PROFILE, RunConfig, compose, presets
     from dgharness.hparams import fields
 
-    config = compose(preset=preset, flags={"algorithm": registry.canonical("algorithms", algorithm)})
-    print(f"# dgharness train --config FILE    (presets: {', '.join(presets())})")
+    name = registry.canonical("algorithms", algorithm)
+    own = registry.load("algorithms", name).hparams
+    config = compose(preset=preset, flags={"algorithm": name})
+    options = registry.load("datasets", config.data.name.partition(":")[0]).options
+    print("# dgharness train --config FILE; uncomment a line to change it")
+    print(f"# presets: {', '.join(presets())}")
     for record in fields(RunConfig):
-        value = getattr(config, record["name"])
-        if record["name"] == "hp":
+        section = record["name"]
+        value = getattr(config, section)
+        if section == "hp":
             print("hp:")
-            own = registry.load("algorithms", config.algorithm).hparams
             for field in fields(own):
-                set_to = config.hp.get(field["name"], field["default"])
-                _yaml_line("  ", field, set_to)
+                _yaml_line("  # ", field, config.hp.get(field["name"], field["default"]))
         elif hasattr(value, "model_fields"):
-            print(f"{record['name']}:")
+            print(f"{section}:")
             for field in fields(type(value)):
-                _yaml_line("  ", field, getattr(value, field["name"]))
-            for key, extra in (value.model_extra or {}).items():
-                print(f"  {key}: {json.dumps(extra)}")
+                indent = "  # " if (section, field["name"]) in PROFILE else "  "
+                _yaml_line(indent, field, getattr(value, field["name"]))
+            extra = dict(value.model_extra or {})
+            for field in fields(options) if section == "data" else []:
+                given = field["name"] in extra
+                _yaml_line("  " if given else "  # ", field, extra.pop(field["name"], field["default"]))
+            for key, item in extra.items():
+                print(f"  {key}: {json.dumps(item)}")
         else:
             _yaml_line("", record, value)
 
 
 def _yaml_line(indent: str, field: dict[str, Any], value: Any) -> None:
     space = f" [{field['space']}]" if field["space"] else ""
-    text = json.dumps(list(value) if isinstance(value, tuple) else value)
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
     note = f"{field['help']}{space}".strip()
     print(f"{indent}{field['name']}: {text}" + (f"  # {note}" if note else ""))
 
 
-def _print_fields(fields: Sequence[dict[str, Any]]) -> None:
+def _plain(name: str, summary: str) -> str:
+    """A summary for the terminal: without the markup, and without the name that stands beside it.
+
+    >>> _plain("folder", "``folder:PATH``: photographs in folders.")
+    'folder:PATH, photographs in folders.'
+    >>> _plain("erm", "``erm``: the mean risk.")
+    'the mean risk.'
+    """
+    text = summary.replace("``", "").removeprefix(f"{name}: ")
+    return re.sub(rf"^({re.escape(name)}:\S+): ", r"\1, ", text)
+
+
+def _print_row(label: str, text: str) -> None:
+    """A label and its text, which hangs from column 14 if it needs several lines."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 110)
+    print(
+        textwrap.fill(
+            text,
+            width,
+            initial_indent=f"{label:<12} ",
+            subsequent_indent=" " * 13,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+
+
+def _print_fields(title: str, fields: Sequence[dict[str, Any]]) -> None:
     if not fields:
         return
-    print("hyperparameters")
+    print(title)
+    width = max(len(field["name"]) for field in fields)
     for field in fields:
+        default = "unset" if field["default"] is None else json.dumps(field["default"], default=str)
         space = f", {field['space']}" if field["space"] else ""
         structural = ", structural" if field["structural"] else ""
-        print(f"  {field['name']:<16} {field['default']!r}{space}{structural}")
+        print(f"  {field['name']:<{width}}  {default}{space}{structural}")
         if field["help"]:
-            print(f"  {'':<16} {field['help']}")
+            print(f"  {'':<{width}}  {field['help']}")

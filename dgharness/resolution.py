@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from dgharness.config import Part, RunConfig
+from dgharness.config import PROFILE, Part, RunConfig, preset_tree
 from dgharness.data.dataset import Dataset
-from dgharness.hparams import Choice, Hparams, LogUniform, PowerOfTwo, checked, draw
+from dgharness.hparams import Choice, Hparams, LogUniform, PowerOfTwo, checked, draw, spaces
 from dgharness.plugin import AlgorithmSpec
 
 
@@ -57,11 +57,12 @@ def resolve(
     """Fill in everything left open: by the dataset's defaults, and by the draw of ``hparams_seed``."""
     seeds = config.hparams_seed, config.trial_seed
     profile: type[Hparams] = SmallProfile if dataset.profile == "small" else LargeProfile
-    given = {
-        "lr": config.optimizer.lr,
-        "weight_decay": config.optimizer.weight_decay,
-        "batch_size": config.train.batch_size,
-    }
+    given = {key: getattr(getattr(config, section), key) for section, key in PROFILE}
+    if config.hparams_seed and config.preset and None in given.values():
+        published = preset_tree(config.preset)
+        for section, key in PROFILE:
+            if given[key] is None and key not in spaces(profile):
+                given[key] = published.get(section, {}).get(key)
     drawn: Any = draw(profile, *seeds, {key: value for key, value in given.items() if value is not None})
     model_values = config.model.options
     if "dropout" in model_options.model_fields and hasattr(drawn, "dropout"):
@@ -80,7 +81,7 @@ def resolve(
             "hp": options.hp.model_dump(mode="json"),
             "data": config.data.model_copy(update={"groups": config.data.groups or dataset.groups}),
             "protocol": config.protocol.model_copy(
-                update={"targets": config.protocol.targets or (dataset.domains[-1],)}
+                update={"targets": _in_order(config.protocol.targets or dataset.domains[-1:], dataset)}
             ),
             "model": Part(name=config.model.name or defaults.model, **options.model.model_dump(mode="json")),
             "optimizer": config.optimizer.model_copy(
@@ -99,6 +100,12 @@ def resolve(
     return resolved, options
 
 
+def _in_order(targets: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
+    """Targets as the dataset orders its domains; the protocol says which are unknown."""
+    place = {domain: number for number, domain in enumerate(dataset.domains)}
+    return tuple(sorted(targets, key=lambda target: place.get(target, len(place))))
+
+
 @dataclass(frozen=True)
 class Neutral:
     """Marks a field that was added later: at this value it leaves the hash as it was before."""
@@ -106,8 +113,8 @@ class Neutral:
     value: Any
 
 
-# Where it runs and where files lie; the digests of data and weights say what was in them.
-PLACES = ("execution", "preset", "plugins", "weights_file", "cache_dir", "download")
+# Where it runs, where files lie and what is printed; the digests of data and weights say what was in them.
+PLACES = ("execution", "preset", "plugins", "shown", "weights_file", "cache_dir", "download")
 
 
 def config_hash(

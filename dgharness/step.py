@@ -32,6 +32,7 @@ class Dims:
     features: int
     domains: int
     groups: int
+    rows: int = 0  # of the manifest, for state per example
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore_glob = ["**/conftest.py", "conftest.py"]  # as modules with doctests their names collide
+
 
 @pytest.fixture(autouse=True)
 def _no_store_from_outside(monkeypatch):

@@ -29,8 +29,8 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
     path = sqlite_path(where)
     if path is not None and not path.exists():
         raise UsageError(
-            f"there is no MLflow store {where} yet; run dgharness train or sweep first, change to the directory "
-            "where that was done, or set MLFLOW_TRACKING_URI"
+            f"there is no MLflow store {where} yet; run dgharness train or sweep first, change to the "
+            "directory where that was done, or set MLFLOW_TRACKING_URI"
         )
     store = tracking.open_store(where, experiment)
     records = [record(facts) for facts in tracking.load_records(store)]

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from dgharness import registry
-from dgharness.config import RunConfig, compose
+from dgharness.config import RunConfig, compose, merge
 from dgharness.errors import UsageError
 from dgharness.training.prepare import Prepared, load_dataset, prepare
 
@@ -54,14 +54,18 @@ def plan(
     """Algorithms x targets x hyperparameter seeds x trial seeds; ``layers`` are those of ``compose``.
 
     ``algorithms`` may be names, patterns or ``all``. Without targets each domain is held out in turn.
-    Pairs of targets are planned only when a rule asks for them, each unordered pair once; a pair that leaves
-    a method too few training domains is kept as not applicable, with the reason.
+    Pairs of targets are planned only when a rule asks for them, each unordered pair once. What leaves a
+    method too few training domains is kept as not applicable, with the reason; where nothing is left to run
+    that is a UsageError.
     """
     base = _compose(layers, {})
+    for plugin in base.plugins:
+        registry.add_plugin(plugin)
     names = expand(algorithms)
+    _refuse_what_is_swept(base, names)
     rules = [registry.load("selection", name) for name in base.selection.rules]
     domains = load_dataset(base.data, base.execution.data_root, 0).domains
-    singles = [(target,) for target in (targets or domains)]
+    singles = [(target,) for target in dict.fromkeys(targets or domains)]
     pairs = [pair for pair in combinations(domains, 2) if any(t in pair for (t,) in singles)]
     held_out = [*singles, *(pairs if any(rule.pairs for rule in rules) else [])]
     jobs = []
@@ -69,17 +73,33 @@ def plan(
         for hparams_seed in range(hparams_seeds):
             for name in names:
                 for held in held_out:
-                    config = _compose(
-                        layers,
-                        {
-                            "algorithm": name,
-                            "protocol": {"targets": list(held)},
-                            "hparams_seed": hparams_seed,
-                            "trial_seed": trial_seed,
-                        },
-                    )
-                    jobs.append(_job(config, may_fail=len(held) > 1))
+                    swept = {
+                        "algorithm": name,
+                        "protocol": {"targets": list(held)},
+                        "hparams_seed": hparams_seed,
+                        "trial_seed": trial_seed,
+                    }
+                    try:
+                        jobs.append(_job(_compose(layers, swept)))
+                    except UsageError as error:
+                        raise (UsageError(f"{name}: {error}") if len(names) > 1 else error) from None
+    if all(job.not_applicable for job in jobs):
+        reasons = dict.fromkeys(job.not_applicable for job in jobs)
+        raise UsageError(f"nothing of this sweep can run: {'; '.join(reasons)}")
     return jobs
+
+
+def _refuse_what_is_swept(base: RunConfig, names: Sequence[str]) -> None:
+    """A sweep sets some settings itself; another value for them would be ignored in silence."""
+    default = RunConfig()
+    for key, value, allowed, flag in (
+        ("algorithm", [registry.canonical("algorithms", base.algorithm)], ([default.algorithm], names), "-a"),
+        ("protocol.targets", base.protocol.targets, ((),), "--target"),
+        ("hparams_seed", base.hparams_seed, (0,), "--hparams N"),
+        ("trial_seed", base.trial_seed, (0,), "--trials N"),
+    ):
+        if value not in allowed:
+            raise UsageError(f"a sweep sets {key} itself; leave {key} out and use {flag}")
 
 
 def expand(algorithms: Sequence[str]) -> list[str]:
@@ -97,20 +117,20 @@ def expand(algorithms: Sequence[str]) -> list[str]:
             found += matched
         else:
             found.append(registry.canonical("algorithms", name))
+    if not found:
+        raise UsageError("no algorithm named; name some with -a, as in -a erm,irmv1, or all")
     return list(dict.fromkeys(found))
 
 
 def _compose(layers: dict[str, Any], flags: dict[str, Any]) -> RunConfig:
-    from dgharness.config import merge
-
     return compose(**{**layers, "flags": merge(merge({}, layers.get("flags", {})), flags)})
 
 
-def _job(config: RunConfig, *, may_fail: bool) -> Job:
+def _job(config: RunConfig) -> Job:
     try:
         prepared: Prepared = prepare(config)
     except UsageError as error:
-        if may_fail and "cannot run here" in str(error):
+        if "cannot run here" in str(error):
             return Job(config, "", "", "", not_applicable=str(error))
         raise
     return Job(prepared.config, prepared.config_hash, prepared.name, prepared.experiment)

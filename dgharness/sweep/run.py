@@ -29,6 +29,7 @@ class SweepOutcome:
     finished: int = 0
     skipped: int = 0
     not_applicable: int = 0
+    undelivered: int = 0  # finished, but not in the store
     failed: dict[str, str] = field(default_factory=dict)  # run name -> why
 
     def as_dict(self) -> dict[str, Any]:
@@ -41,16 +42,17 @@ def describe(jobs: Sequence[Job]) -> list[str]:
     lines = [f"{len(runnable)} runs of {sum(job.config.train.steps or 0 for job in runnable):,} steps in all"]
     for label, values in {
         "algorithms": [job.config.algorithm for job in runnable],
-        "held out": ["+".join(job.config.protocol.targets) for job in runnable],
+        "held out": [" + ".join(job.config.protocol.targets) for job in runnable],
         "draws": [f"h{job.config.hparams_seed}" for job in runnable],
         "trials": [f"t{job.config.trial_seed}" for job in runnable],
     }.items():
         lines.append(f"  {label:<11}{', '.join(dict.fromkeys(values))}")
-    for job in jobs:
-        if job.not_applicable:
-            held = "+".join(job.config.protocol.targets)
-            lines.append(f"  n/a        {job.config.algorithm} on {held}: {job.not_applicable}")
-    return lines
+    missing = [
+        f"  n/a        held out {' + '.join(job.config.protocol.targets)}: {job.not_applicable}"
+        for job in jobs
+        if job.not_applicable
+    ]
+    return [*lines, *dict.fromkeys(missing)]
 
 
 def sweep(jobs: Sequence[Job], *, workers: int = 0) -> SweepOutcome:
@@ -65,18 +67,26 @@ def sweep(jobs: Sequence[Job], *, workers: int = 0) -> SweepOutcome:
     )
     outcome = SweepOutcome(store.experiment, not_applicable=len(jobs) - len(wanted))
     tracked = tracking.finished_hashes(store)
-    pending = [job for job in wanted if not _finished(job, root, tracked)]
+    here = {job.config_hash for job in wanted if _finished_here(job, root)}
+    pending = [job for job in wanted if job.config_hash not in here.union(tracked)]
     outcome.skipped = len(wanted) - len(pending)
     to_stderr(f"tracking  {store} → {store.experiment}")
     if outcome.skipped:
         to_stderr(f"{outcome.skipped} of {len(wanted)} runs are finished already")
+    outcome.undelivered = len(here.difference(tracked))
     plan = {"plan.json": json.dumps([job.entry for job in jobs], indent=1)}
     parent = tracking.start_group(store, "sweep", _name(wanted), _tags(wanted), _params(wanted), plan)
     processes = min(workers or default_workers(execution.device), max(len(pending), 1))
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = execution.threads or max(1, cores() // processes)
     payloads = [_payload(job, store, parent, threads, root) for job in pending]
     board = Board(len(pending))
-    status: rundir.Status = "FINISHED"
+
+    def on_done(payload: dict[str, Any], result: Outcome) -> None:
+        if result.status in ("died", "cancelled"):
+            bury(payload, "FAILED" if result.status == "died" else "KILLED", why(result))
+        board.done(payload, result)
+
+    status: rundir.Status = "FAILED"
     try:
         for job, result in zip(
             pending,
@@ -87,24 +97,26 @@ def sweep(jobs: Sequence[Job], *, workers: int = 0) -> SweepOutcome:
                 threads_per_process=threads,
                 initializer=set_threads,
                 on_start=board.started,
-                on_done=board.done,
+                on_done=on_done,
             ),
             strict=True,
         ):
             if result.status == "ok":
                 outcome.finished += 1
+                outcome.undelivered += not result.value["delivered"]
             else:
-                outcome.failed[job.name] = result.message
+                outcome.failed[job.name] = why(result)
+        status = "FAILED" if outcome.failed else "FINISHED"
     except Interrupted:
         status = "KILLED"
         to_stderr("stopped; the same command continues the sweep")
         raise
     finally:
-        if outcome.failed:
-            status = "FAILED"
         tracking.finish_group(store, parent, status)
-    for name, why in outcome.failed.items():
-        to_stderr(f"FAILED    {name}: {why}")
+    for name, reason in outcome.failed.items():
+        to_stderr(f"FAILED    {name}: {reason}")
+    if outcome.undelivered:
+        to_stderr(f"MLflow has not got {outcome.undelivered} of the runs; dgharness sync delivers them")
     to_stderr(
         f"sweep     {outcome.finished} finished, {outcome.skipped} skipped, {len(outcome.failed)} failed"
         f"    compare: dgharness report {store.experiment}"
@@ -119,10 +131,12 @@ def run_job(payload: dict[str, Any]) -> dict[str, Any]:
     from dgharness.training.run import resume, train
 
     silent, store = Progress(say=lambda text: None), tracking.Store(**payload["store"])
-    unfinished = rundir.find(Path(payload["root"]), payload["config_hash"])
-    if unfinished is not None and unfinished.state.status != "FINISHED":
+    found = rundir.find(Path(payload["root"]), payload["config_hash"])
+    if found is not None and found.state.status == "FINISHED":  # by another sweep, since this one was planned
+        return {"run_id": found.state.run_id, "val": None, "delivered": found.state.settled}
+    if found is not None and (found.path / "config.yaml").exists():  # or it ended before it began
         result = resume(
-            unfinished.state.run_id,
+            found.state.run_id,
             payload["root"],
             progress=silent,
             store=store,
@@ -140,7 +154,32 @@ def run_job(payload: dict[str, Any]) -> dict[str, Any]:
         )
     shown = payload["config"]["selection"]["shown"]
     evaluation = result.chosen.get(shown) or next(iter(result.chosen.values()))
-    return {"run_id": result.run_id, "val": evaluation.metrics["val/acc_domain_mean"]}
+    return {
+        "run_id": result.run_id,
+        "val": evaluation.metrics["val/acc_domain_mean"],
+        "delivered": result.delivered,
+    }
+
+
+def bury(payload: dict[str, Any], status: rundir.Status, reason: str) -> None:
+    """A run whose process died could not say so: mark it, here and in the store."""
+    found = rundir.find(Path(payload["root"]), payload["config_hash"])
+    if found is None or found.state.status != "RUNNING":
+        return
+    try:
+        with found.lock():
+            tracking.Tracker(tracking.Store(**payload["store"]), found).finish(status, error=reason)
+    except UsageError as error:  # another process works on it, or the disk refuses
+        to_stderr(f"{payload['name']} could not be marked as {status}: {error}")
+
+
+def why(result: Outcome) -> str:
+    """Why a job failed: a mistake or a divergence says it in a sentence, anything else needs its type."""
+    if result.status == "died":
+        return f"its process ended early: {result.message}"
+    if result.status == "error" and result.error not in ("UsageError", "Busy", "DivergenceError"):
+        return f"{result.error}: {result.message}"
+    return result.message
 
 
 def set_threads(threads: int) -> None:
@@ -157,7 +196,12 @@ def default_workers(device: str) -> int:
 
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return max(1, torch.cuda.device_count())
-    return os.cpu_count() or 1
+    return cores()
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Board:
@@ -176,11 +220,14 @@ class Board:
         self.running[payload["name"]] -= 1
         elapsed = time.monotonic() - self.began
         left = elapsed / self.ended * (self.total - self.ended)
-        what = (
-            f"val {100 * outcome.value['val']:.1f}"
-            if outcome.status == "ok"
-            else f"FAILED: {outcome.message}"
-        )
+        if outcome.status == "cancelled":
+            what = "stopped"
+        elif outcome.status != "ok":
+            what = f"FAILED: {why(outcome)}"
+        elif outcome.value["val"] is None:
+            what = "finished by another sweep"
+        else:
+            what = f"val {100 * outcome.value['val']:.1f}"
         self._clear()
         count = f"{self.ended:{len(str(self.total))}d}/{self.total}"
         to_stderr(f"[{count}] {payload['name']:<44} {what}   left {minutes(left)}")
@@ -196,9 +243,9 @@ class Board:
             print("\r\033[K", end="", file=sys.stderr)
 
 
-def _finished(job: Job, root: Path, tracked: dict[str, str]) -> bool:
+def _finished_here(job: Job, root: Path) -> bool:
     local = rundir.find(root, job.config_hash)
-    return job.config_hash in tracked or (local is not None and local.state.status == "FINISHED")
+    return local is not None and local.state.status == "FINISHED"
 
 
 def _payload(job: Job, store: tracking.Store, parent: str, threads: int, root: Path) -> dict[str, Any]:

@@ -51,6 +51,12 @@ class SimpleMovingAverage:
             if not is_floating:
                 mean.copy_(now)
 
+    @torch.no_grad()
+    def restart(self, module: nn.Module) -> None:
+        """Begin again from these weights, as at the start."""
+        torch._foreach_copy_(_tensors(self.module), _tensors(module))
+        self.count = 1
+
     def state_dict(self) -> dict[str, Any]:
         return {"module": self.module.state_dict(), "count": self.count}
 

@@ -39,7 +39,10 @@ def load(run: Run) -> bool:
         return False
     state = read(path)
     run.learner.load_state_dict(state["learner"])
-    run.recent = list(state["recent"])
+    device = run.learner.device
+    run.recent = [
+        (t, {name: value.to(device) for name, value in metrics.items()}) for t, metrics in state["recent"]
+    ]
     run.evaluations = [Evaluation(step, metrics) for step, metrics in state["evaluations"]]
     run.sealed, run.best = dict(state["sealed"]), dict(state["best"])
     run.seconds, run.images = state["seconds"], state["images"]

@@ -9,6 +9,7 @@ from torch import nn
 from dgharness.config import RunConfig
 from dgharness.data.dataset import Dataset, Grouping
 from dgharness.data.protocols import Splits
+from dgharness.data.source import TrainingSource
 from dgharness.errors import UsageError
 from dgharness.plugin import Needs
 
@@ -27,15 +28,16 @@ def unmet(
 ) -> list[str]:
     """What is missing, each with what there is instead."""
     domains = splits.train_domains
+    finds_domains = config.annotator.name != "none"  # what it found is checked by ``check_source``
     missing = []
-    if len(domains) < needs.min_domains:
+    if len(domains) < needs.min_domains and not finds_domains:
         missing.append(
             f"at least {needs.min_domains} training domains, and this split leaves {len(domains)} "
             f"({', '.join(domains)})"
         )
     if needs.min_domains > 1 and config.train.sampler in ("pooled", "balanced", "full"):
         missing.append(f"rows of one domain each, and the sampler {config.train.sampler} mixes them")
-    if needs.groups and (train_grouping.group_M < 0).all():
+    if needs.groups and (train_grouping.group_M < 0).all() and not finds_domains:
         missing.append(f"known groups, and {' x '.join(config.data.train_groups)} is unknown throughout")
     if needs.tasks and dataset.task.name not in needs.tasks:
         missing.append(f"a task of {' or '.join(needs.tasks)}, and {dataset.name} is {dataset.task.name}")
@@ -47,6 +49,15 @@ def unmet(
     if needs.text:
         missing.append(f"text embeddings of the classes, which the model {config.model.name} does not have")
     return missing
+
+
+def check_source(name: str, needs: Needs, source: TrainingSource) -> None:
+    """The part of the needs that an annotator may have changed."""
+    if source.num_domains < needs.min_domains:
+        raise UsageError(
+            f"{name} cannot run here: it needs at least {needs.min_domains} training domains, and the "
+            f"annotator found {source.num_domains}"
+        )
 
 
 def check_model(name: str, needs: Needs, model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from dgharness.data.dataset import Dataset, Grouping, Reader
 from dgharness.data.source import batches
 from dgharness.metrics.scores import Scores, score
 from dgharness.plugin import Predictor, Source, TTASpec
-from dgharness.seeds import generator
+from dgharness.seeds import generator, seeded
 
 BATCH = {"small": 2048, "large": 128}
 
@@ -58,19 +58,20 @@ class Evaluator:
         The method gets its own copy of the predictor and sees the stream batch by batch; ``offline`` shows
         it the whole stream once before the pass that counts.
         """
-        adapt = method.factory(copy.deepcopy(predictor), hp, source, seed)
         order = (
             torch.randperm(len(rows), generator=generator(seed, "tta order"))
             if protocol.order == "shuffled"
             else torch.arange(len(rows))
         )
         stream = rows[order.numpy()]
-        if protocol.mode == "offline":
-            for x in self._batches(stream, protocol.batch_size):
-                adapt(x)
-        outputs = torch.cat(
-            [adapt(x).detach().float().cpu() for x in self._batches(stream, protocol.batch_size)]
-        )
+        with seeded(seed, "tta"), self._autocast():
+            adapt = method.factory(copy.deepcopy(predictor), hp, source, seed)
+            if protocol.mode == "offline":
+                for x in self._batches(stream, protocol.batch_size):
+                    adapt(x)
+            outputs = torch.cat(
+                [adapt(x).detach().float().cpu() for x in self._batches(stream, protocol.batch_size)]
+            )
         return torch.empty_like(outputs).index_copy_(0, order, outputs)
 
     def scores(self, logits_NC: Tensor, rows: np.ndarray) -> Scores:
@@ -87,9 +88,14 @@ class Evaluator:
         )
 
     def _mapped(self, fn: Callable[[Any], Tensor], rows: np.ndarray) -> list[Tensor]:
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), self._autocast():
             return [fn(x).float().cpu() for x in self._batches(rows, BATCH[self.dataset.profile])]
+
+    def _autocast(self) -> torch.autocast:
+        # Without the cache of cast weights: a test-time method may change them in between.
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        )
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterator[Any]:
         return batches(self.dataset, self.reader, rows, size, self.device)

@@ -26,6 +26,8 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
     uses = [
         name for name in (config.tta.name, config.averaging.name, config.annotator.name) if name != "none"
     ]
+    if "val_train" in prepared.splits.rows:
+        uses.append("half of the validation data")
     tags = {
         "dg.kind": "train",
         "dg.algorithm": config.algorithm,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dgharness.data.dataset import cross_entropy
+from dgharness.errors import UsageError
 from dgharness.plugin import AlgorithmSpec, Dims, Metrics, Predictor, Setup, Source, Stage, Step
 from dgharness.seeds import generator, seed_hash, seeded
 from dgharness.training import optimizers as opt
@@ -26,8 +27,9 @@ from dgharness.training.optimizers import OptimizerConfig
 class Learner:
     """An algorithm on a model with its optimizers; ``t`` counts the updates completed.
 
-    ``steps`` is the planned total, which schedules and the last stage need. ``new_model`` builds another
-    network, for the algorithms that ask for one. ``views`` are named augmentations ``(x, generator) -> x``.
+    ``steps`` is the planned total, which schedules and the last stage need. ``new_model(number)`` builds
+    another network, for the algorithms that ask for one; ``number`` counts them from 1, over resumptions
+    too. ``views`` are named augmentations ``(x, generator) -> x``.
     """
 
     def __init__(
@@ -43,14 +45,15 @@ class Learner:
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         averaging: AveragingConfig | None = None,
         precision: str = "float32",
-        new_model: Callable[[], nn.Module] | None = None,
+        new_model: Callable[[int], nn.Module] | None = None,
         views: Mapping[str, Callable[[Any, torch.Generator], Any]] | None = None,
         text_CD: Tensor | None = None,
     ) -> None:
         self.spec, self.hp, self.seed, self.steps, self.loss = algorithm, hparams, seed, steps, loss
         self.optimizer_config, self.precision, self.views = optimizer, precision, views or {}
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        setup = Setup(model, dims, hparams, loss, new_model or (lambda: copy.deepcopy(model)))
+        self.networks = 0  # built beside the model
+        setup = Setup(model, dims, hparams, loss, lambda: self._build_network(new_model))
         with seeded(seed, "init/algorithm"):
             self.algorithm = algorithm.build(setup).to(self.device)
         self.optimizers = self.algorithm.optimizers(lambda named: opt.make_optimizer(optimizer, named))
@@ -64,9 +67,11 @@ class Learner:
         )
         self.text_CD = text_CD
         self.restarts = sorted(algorithm.restarts(hparams), key=lambda restart: restart[0])
-        self.stages: list[Stage] = list(algorithm.stages(hparams)) or [Stage("train")]
+        stages = [stage for stage in algorithm.stages(hparams) if stage.steps != 0]
+        self.stages: list[Stage] = stages or [Stage("train")]
         self.initial = self._copied_state() if any(stage.reinit for stage in self.stages) else None
         self.handed_over: dict[str, Tensor] = {}
+        self.ended = False  # what ``finished`` was when this state was saved
         self.t = 0
 
     # --- one update --------------------------------------------------------------------------------
@@ -116,7 +121,8 @@ class Learner:
         self.t += 1
         if self.averaged is not None:
             self.averaged.update(self.algorithm, self.t)
-        return {name: value.detach() for name, value in metrics.items()}
+        # A copy: a metric may be a buffer, which the next update changes.
+        return {name: value.detach().clone() for name, value in metrics.items()}
 
     def _before_update(self) -> None:
         """Put the learning rate, the optimizer restarts and the random state where step t has them."""
@@ -158,31 +164,37 @@ class Learner:
 
     # --- stages ------------------------------------------------------------------------------------
 
-    def stage(self) -> tuple[Stage, bool]:
-        """The stage that the next update belongs to, and whether that update is its first."""
+    def stage(self) -> tuple[int, bool]:
+        """The number of the stage that the next update belongs to, and whether that update is its first."""
         start = 0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             if stage.steps is None or self.t < start + stage.steps:
-                return stage, self.t == start
+                return number, self.t == start
             start += stage.steps
-        return self.stages[-1], False
+        return len(self.stages) - 1, False
 
     def enter_stage(self, source: Source) -> Stage:
         """The stage of the next update; at its first, close the one before and start as it asks."""
-        stage, first = self.stage()
-        if first and self.t:
-            before = self.stages[self.stages.index(stage) - 1]
-            self.handed_over.update(self.algorithm.end_stage(before.name, source))
+        number, first = self.stage()
+        stage = self.stages[number]
+        if first and number:
+            with seeded(self.seed, "end of stage", self.t):
+                handed_over = self.algorithm.end_stage(self.stages[number - 1].name, source)
+            # A copy: what is handed over may be a weight, which the next update changes.
+            for key, value in handed_over.items():
+                self.handed_over[key] = value.detach().clone().to(self.device)
             if stage.reinit and self.initial is not None:
                 self.algorithm.load_state_dict(self.initial)
                 for optimizer in self.optimizers.values():
                     opt.restart(optimizer)
+                if self.averaged is not None:
+                    self.averaged.restart(self.algorithm)
         return stage
 
     @property
     def finished(self) -> bool:
         """Whether the algorithm asked to end early."""
-        return self.algorithm.finished
+        return self.ended or bool(self.algorithm.finished)
 
     # --- prediction and state ----------------------------------------------------------------------
 
@@ -212,6 +224,8 @@ class Learner:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averaged": self.averaged.state_dict() if self.averaged is not None else {},
             "handed_over": dict(self.handed_over),
+            "networks": self.networks,
+            "finished": self.finished,
             "t": self.t,
         }
 
@@ -223,13 +237,19 @@ class Learner:
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.handed_over = {key: value.to(self.device) for key, value in state["handed_over"].items()}
-        self.t = state["t"]
+        self.networks, self.ended, self.t = state["networks"], state["finished"], state["t"]
 
     def weights(self) -> dict[str, Any]:
         """What predicts, alone: model and algorithm, averaged if there is an average."""
         algorithm = self.averaged.module if self.averaged is not None else self.algorithm
         model, own = _split(algorithm.state_dict())
         return {"model": model, "algorithm": own}
+
+    def _build_network(self, new_model: Callable[[int], nn.Module] | None) -> nn.Module:
+        if new_model is None:
+            raise UsageError("this algorithm builds another network; give Learner(new_model=...) a way to")
+        self.networks += 1
+        return new_model(self.networks)
 
     def _copied_state(self) -> dict[str, Tensor]:
         return {key: value.detach().clone() for key, value in self.algorithm.state_dict().items()}

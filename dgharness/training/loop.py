@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Run:
     splits: Splits
     samplers: dict[tuple[str, str], Sampler]  # by stage: (sampler, split)
     evaluator: Evaluator
-    row_names: tuple[str, ...]  # of the rows of a by-domain batch
+    row_names: Mapping[str, tuple[str, ...]]  # of a batch's rows, by what the sampler says they are
     rules: Sequence[Rule]
     rundir: RunDir
     tracker: Tracker
@@ -63,6 +63,9 @@ class Run:
         now = time.perf_counter()
         self.seconds, self.mark = self.seconds + now - self.mark, now
         return self.seconds
+
+    def sampler(self, stage: Stage) -> Sampler:
+        return self.samplers[stage.sampler or self.config.train.sampler, stage.split]
 
     @property
     def over(self) -> bool:
@@ -88,8 +91,9 @@ def fit(run: Run) -> None:
         run.recent.append((learner.t, metrics))
         run.images += batch.index_EB.numel()
         evaluating = learner.t % eval_every == 0 or run.over
-        if learner.t % train.log_every == 0 or evaluating:
-            log_training(run)
+        stage_ends = learner.stage()[1]  # the next one may have other metrics and rows
+        if learner.t % train.log_every == 0 or stage_ends or evaluating:
+            log_training(run, stage)
         if evaluating:
             evaluation = validate(run)
             keep_best(run, evaluation)
@@ -106,11 +110,10 @@ def fit(run: Run) -> None:
 def next_batch(run: Run, stage: Stage) -> Any:
     """What the stage's sampler draws for the next update."""
     t = run.learner.t
-    sampler = run.samplers[stage.sampler or run.config.train.sampler, stage.split]
     return make_batch(
         run.evaluator.dataset,
         run.evaluator.reader,
-        sampler.draw(t),
+        run.sampler(stage).draw(t),
         run.source.domain_M,
         run.source.group_M,
         t,
@@ -119,8 +122,8 @@ def next_batch(run: Run, stage: Stage) -> Any:
     )
 
 
-def log_training(run: Run) -> None:
-    """Log the mean of the training metrics since the last time.
+def log_training(run: Run, stage: Stage) -> None:
+    """Log the mean of the training metrics since the last time, all of one stage.
 
     This is where the host waits for the device, so it is also where divergence is noticed: the first step
     at which a term was not finite is named.
@@ -141,12 +144,13 @@ def log_training(run: Run) -> None:
     if bad:
         step, _, term = min(bad)
         raise DivergenceError(term.removesuffix("s_E"), step)
+    row_names = run.row_names.get(run.sampler(stage).rows, ())
     for name, values in stacked.items():
         mean = values.mean(0)
         if mean.dim() == 0:
             run.rundir.record(f"train/{name}", float(mean), run.learner.t)
-        elif len(mean) == len(run.row_names):
-            for row, value in zip(slugs(run.row_names).values(), mean.tolist(), strict=True):
+        elif len(mean) == len(row_names):
+            for row, value in zip(slugs(row_names).values(), mean.tolist(), strict=True):
                 run.rundir.record(f"train/{name.removesuffix('s_E')}/{row}", value, run.learner.t)
     run.recent.clear()
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from dgharness import registry
 from dgharness.config import DataConfig, RunConfig
 from dgharness.data.dataset import Dataset, Grouping, grouping
@@ -88,7 +91,9 @@ def prepare(config: RunConfig) -> Prepared:
     splits = PROTOCOLS[config.protocol.name](
         dataset, config.protocol.targets, config.trial_seed, config.protocol.holdout
     )
-    train_grouping = grouping(dataset.manifest, config.data.train_groups)
+    if any(stage.split == "val" for stage in algorithm.stages(options.hp)):
+        splits = halved_validation(splits)
+    train_grouping = training_groups(grouping(dataset.manifest, config.data.train_groups), splits)
     grouping(dataset.manifest, config.data.groups)
     check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
     if tta:
@@ -112,6 +117,32 @@ def prepare(config: RunConfig) -> Prepared:
             weights[1],
         ),
     )
+
+
+def halved_validation(splits: Splits) -> Splits:
+    """Leave half of every domain's validation rows for selection; ``val_train`` is what a stage trains on."""
+    halves = {
+        name: (rows[: len(rows) // 2], rows[len(rows) // 2 :]) for name, rows in splits.rows["val"].items()
+    }
+    return Splits(
+        {
+            **splits.rows,
+            "val": {name: kept for name, (_, kept) in halves.items()},
+            "val_train": {name: trained for name, (trained, _) in halves.items()},
+        }
+    )
+
+
+def training_groups(everywhere: Grouping, splits: Splits) -> Grouping:
+    """The groups that training rows hold, numbered anew; rows of any other group are unknown (-1).
+
+    A group of the target alone must not get a share of what an algorithm gives its groups.
+    """
+    rows = torch.from_numpy(np.concatenate(list(splits.rows["train"].values())))
+    held = [int(group) for group in everywhere.group_M[rows].unique() if group >= 0]
+    anew = torch.full((len(everywhere) + 1,), -1)  # the last entry is for -1
+    anew[held] = torch.arange(len(held))
+    return Grouping(tuple(everywhere.names[group] for group in held), anew[everywhere.group_M])
 
 
 def _tta_name(config: RunConfig, algorithm: AlgorithmSpec) -> str:

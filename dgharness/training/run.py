@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from dgharness import registry, tracking
 from dgharness.config import ExecutionConfig, RunConfig
 from dgharness.data.dataset import grouping
+from dgharness.data.protocols import Splits
 from dgharness.data.sampling import Sampler, make_sampler
 from dgharness.data.source import TrainingSource
 from dgharness.errors import DivergenceError, Interrupted, UsageError
@@ -21,10 +23,10 @@ from dgharness.models.model import build_model
 from dgharness.plugin import Dims
 from dgharness.resolution import flat
 from dgharness.rundir import RunDir, new_run_id
-from dgharness.seeds import seed_hash
+from dgharness.seeds import seed_hash, seeded
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
-from dgharness.training.checks import check_model
+from dgharness.training.checks import check_model, check_source
 from dgharness.training.evaluation import Evaluator
 from dgharness.training.identity import dataset_inputs, run_tags, write_documents
 from dgharness.training.learner import Learner
@@ -73,7 +75,7 @@ def train(
         parent=parent,
     )
     write_documents(prepared, run.rundir)
-    return execute(prepared, run, store, tags)
+    return execute(prepared, run, store, tags, parent)
 
 
 def resume(
@@ -107,10 +109,8 @@ def resume(
         header(prepared, store)
     run = build(prepared, progress or Progress())
     run.rundir = rundir
-    if parent:
-        rundir.set(parent=parent)
     checkpoint.load(run)
-    return execute(prepared, run, store, tags)
+    return execute(prepared, run, store, tags, parent)
 
 
 def build(prepared: Prepared, progress: Progress) -> Run:
@@ -131,28 +131,37 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         )
         return model.to(device), features
 
-    copies = iter(range(1, 1_000_000))
     model, features = network(0)
     check_model(config.algorithm, prepared.algorithm.needs, model)
     if config.tta.name != "none":
         check_model(config.tta.name, registry.load("tta", config.tta.name).needs, model)
+    # Methods see as validation data what they may train on; selection has the other half to itself.
+    seen = Splits({**splits.rows, "val": splits.rows.get("val_train", splits.rows["val"])})
     source = TrainingSource(
-        dataset, splits, prepared.train_grouping.group_M, device, domain_names=splits.train_domains
+        dataset, seen, prepared.train_grouping.group_M, device, domain_names=splits.train_domains
     )
+    group_names = prepared.train_grouping.names
     if config.annotator.name != "none":
-        annotate = registry.load("annotators", config.annotator.name).annotate
-        source = source.annotated(
-            annotate(
-                source,
-                lambda: network(next(copies))[0],
-                prepared.options.annotator,
-                seed_hash(config.trial_seed, "annotator"),
+        copies = count(-1, -1)  # apart from the networks of the algorithm, which count upwards
+        seed = seed_hash(config.trial_seed, "annotator")
+        with seeded(seed, "annotator"):
+            found = dict(
+                registry.load("annotators", config.annotator.name).annotate(
+                    source, lambda: network(next(copies))[0], prepared.options.annotator, seed
+                )
             )
-        )
+        if "domain" in found and config.data.train_groups == ("domain",):
+            found.setdefault("group", found["domain"])
+        source = source.annotated(found)
+        if "group" in found:
+            group_names = tuple(map(str, range(source.num_groups)))
+        check_source(config.algorithm, prepared.algorithm.needs, source)
     learner = Learner(
         prepared.algorithm,
         model,
-        Dims(dataset.task.outputs, features, source.num_domains, source.num_groups),
+        Dims(
+            dataset.task.outputs, features, source.num_domains, source.num_groups, len(dataset.manifest)
+        ),
         prepared.options.hp,
         config.optimizer,
         config.trial_seed,
@@ -160,7 +169,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         loss=dataset.task.loss,
         averaging=config.averaging,
         precision=config.train.precision,
-        new_model=lambda: network(next(copies))[0],
+        new_model=lambda number: network(number)[0],
         views=dataset.views,
     )
     samplers: dict[tuple[str, str], Sampler] = {
@@ -191,7 +200,10 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         splits=splits,
         samplers=samplers,
         evaluator=evaluator,
-        row_names=source.domain_names,
+        row_names={
+            "domains": source.domain_names,
+            "groups": tuple(group_names[g] for g in source.columns["group"].unique().tolist() if g >= 0),
+        },
         rules=prepared.rules,
         rundir=unattached,
         tracker=unattached,
@@ -201,7 +213,11 @@ def build(prepared: Prepared, progress: Progress) -> Run:
 
 
 def execute(
-    prepared: Prepared, run: Run, store: tracking.Store, tags: Mapping[str, str] | None = None
+    prepared: Prepared,
+    run: Run,
+    store: tracking.Store,
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
 ) -> Result:
     """Fit, score the target, deliver; whatever happens, the run ends as FINISHED, FAILED or KILLED."""
     rundir = run.rundir
@@ -211,6 +227,7 @@ def execute(
             name=prepared.name,
             tags={**rundir.state.tags, **run_tags(prepared), **(tags or {})},
             params=flat(prepared.config),
+            parent=parent or rundir.state.parent,
         )
         run.tracker.start(dataset_inputs(prepared))
         run.progress.start(run)
@@ -254,7 +271,7 @@ def log_cost(run: Run) -> dict[str, float]:
         "test_queries": len(run.sealed),
     }
     for name, value in cost.items():
-        run.rundir.record(f"cost/{name}", value, run.learner.t)
+        run.rundir.record(f"cost/{name}", value, 0)
     return cost
 
 

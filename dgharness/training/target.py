@@ -41,9 +41,10 @@ def score_target(run: Run, t: int, predictor: Predictor) -> dict[str, torch.Tens
     if hasattr(predictor, "heads"):
         for domain, rows in run.splits.rows["test"].items():
             sealed[f"test/adaptivity_gap/{slug(domain)}"] = adaptivity_gap(run, predictor, rows)
-    run.sealed[t] = sealed
-    for key, value in sealed.items():
-        run.rundir.record(key, value, t)
+    if t not in run.sealed:  # a checkpoint scored while training is scored once more for its outputs
+        run.sealed[t] = sealed
+        for key, value in sealed.items():
+            run.rundir.record(key, value, t)
     return outputs
 
 
@@ -74,11 +75,11 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
     by_step = {evaluation.step: evaluation for evaluation in run.evaluations}
     chosen = {rule.name: by_step[kept.get(rule.name, kept["last"])] for rule in run.rules if not rule.pairs}
     for name, evaluation in chosen.items():
-        run.rundir.record(f"chosen/{name}/step", evaluation.step, run.learner.t)
-        run.rundir.record(
-            f"chosen/{name}/test_acc", evaluation.metrics["test/acc_domain_mean"], run.learner.t
-        )
-        run.rundir.record(f"chosen/{name}/test_wga", evaluation.metrics["test/wga"], run.learner.t)
+        metrics = evaluation.metrics
+        summary = {"test_acc": metrics["test/acc_domain_mean"], "test_wga": metrics["test/wga"]}
+        # At step 0, because MLflow draws bars, and not a curve of one point, of what has no other step.
+        for key, value in {"step": evaluation.step, **summary}.items():
+            run.rundir.record(f"chosen/{name}/{key}", value, 0)
     return chosen
 
 
