@@ -296,4 +296,5 @@ def _one_sentence(error: Any) -> str:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    # Nothing is under way that has to be saved, and an exception amid an import may end anywhere.
+    os._exit(128 + number)

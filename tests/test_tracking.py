@@ -39,14 +39,16 @@ def warnings() -> list[str]:
 def track(tmp_path, warnings):
     """A tracker of a new run, or of one that is taken up again."""
 
-    def make(store: Store, config_hash: str = "0123456789abcdef", resume: str = "", **facts) -> Tracker:
+    def make(
+        store: Store, config_hash: str = "0123456789abcdef", resume: str = "", share: float = 1e9, **facts
+    ):
         root = tmp_path / "runs"
         rundir = (
             RunDir.open(root, resume)
             if resume
             else RunDir.create(root, new_run_id(root, config_hash), config_hash, **facts)
         )
-        return Tracker(store, rundir, warn=warnings.append)
+        return Tracker(store, rundir, warn=warnings.append, share=share)
 
     return make
 
@@ -352,6 +354,17 @@ def test_a_failing_store_is_left_alone_for_a_while(store, track):
     assert tracker.deliver()
 
 
+def test_deliveries_take_no_more_than_their_share_of_the_time(store, track):
+    tracker = track(store, share=0.01)
+    began = time.monotonic()
+    tracker.start()
+    took = time.monotonic() - began
+    tracker.rundir.record("loss", 0.5, 0)
+    assert not tracker.deliver() and 0 < tracker._not_before - time.monotonic() <= 100 * took
+    assert tracker.finish("FINISHED")
+    assert [value for value, _ in history(tracker, "loss")] == [0.5]
+
+
 def test_a_run_that_never_reached_its_store_is_delivered_by_sync(
     track, mlflow_store, tmp_path, warnings, capfd
 ):
@@ -412,11 +425,10 @@ def test_sync_moves_runs_into_another_store(store, track, tmp_path):
 # Sweeps, reports, and reading back
 
 
-def test_a_sweep_is_one_run_that_continues_and_a_report_is_a_new_one_each_time(store, tmp_path):
-    sweep = tracking.start_group(store, "sweep", "s", {"dg.sweep": "abc"}, {"trials": 3})
-    table = tmp_path / "table.md"
-    table.write_text("| a |")
-    assert tracking.finish_group(store, sweep, "KILLED", [table])
+def test_a_sweep_is_one_run_that_continues_and_a_report_is_a_new_one_each_time(store):
+    plan = {"plan.json": "[]"}
+    sweep = tracking.start_group(store, "sweep", "s", {"dg.sweep": "abc"}, {"trials": 3}, plan)
+    assert tracking.finish_group(store, sweep, "KILLED")
     assert tracking.start_group(store, "sweep", "s", {"dg.sweep": "abc"}, {"trials": 3}) == sweep
     run = client(store.uri).get_run(sweep)
     assert (
@@ -424,7 +436,7 @@ def test_a_sweep_is_one_run_that_continues_and_a_report_is_a_new_one_each_time(s
         and run.data.tags["dg.kind"] == "sweep"
         and run.data.params == {"trials": "3"}
     )
-    assert [file.path for file in client(store.uri).list_artifacts(sweep)] == ["table.md"]
+    assert tracking.group_texts(store, "sweep", "plan.json") == ["[]"]
     reports = {tracking.start_group(store, "report", "r", {}, {}) for _ in range(2)}
     assert len(reports) == 2
     assert load_records(store) == []

@@ -40,11 +40,18 @@ def to_stderr(text: str) -> None:
 class Tracker:
     """Brings the store up to what a run's directory says; ``warn`` gets one sentence if the store fails.
 
-    Every method returns whether the store now has everything. Nothing is lost where it has not.
+    Every method returns whether the store now has everything. Nothing is lost where it has not. ``share``
+    is the part of the run's time that deliveries may take while it goes on.
     """
 
-    def __init__(self, store: Store, rundir: RunDir, warn: Callable[[str], None] = to_stderr) -> None:
-        self.store, self.rundir, self.warn = store, rundir, warn
+    def __init__(
+        self,
+        store: Store,
+        rundir: RunDir,
+        warn: Callable[[str], None] = to_stderr,
+        share: float = 0.01,
+    ) -> None:
+        self.store, self.rundir, self.warn, self.share = store, rundir, warn, share
         self.trouble = ""  # why the store does not have everything
         self._client: MlflowClient | None = None
         self._may_exist = rundir.reopened  # an earlier attempt may have created the MLflow run
@@ -73,8 +80,8 @@ class Tracker:
     def deliver(self) -> bool:
         """Deliver the metrics recorded since the last time; call it when a checkpoint holds them.
 
-        A store that failed is not asked again before ten times the time that the failure took: it holds
-        the run up by a tenth at most.
+        It may come too early: deliveries take ``share`` of the run's time, and a tenth of it if the store
+        fails.
         """
         return time.monotonic() >= self._not_before and self.follow()
 
@@ -113,6 +120,8 @@ class Tracker:
                 self.warn(f"{self.trouble}. The run goes on; `dgharness sync` delivers what the store misses")
             return False
         else:
+            now = time.monotonic()
+            self._not_before = now + (now - began) / self.share
             self.trouble = ""
             return True
         finally:

@@ -159,9 +159,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     learner = Learner(
         prepared.algorithm,
         model,
-        Dims(
-            dataset.task.outputs, features, source.num_domains, source.num_groups, len(dataset.manifest)
-        ),
+        Dims(dataset.task.outputs, features, source.num_domains, source.num_groups, len(dataset.manifest)),
         prepared.options.hp,
         config.optimizer,
         config.trial_seed,
