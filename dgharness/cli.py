@@ -136,6 +136,7 @@ def report(
     gaps: Annotated[bool, typer.Option("--gaps", help="What each rule loses to the oracle.")] = False,
     format_: Annotated[str, typer.Option("--format", help="text, markdown, latex, csv or json.")] = "text",
     to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of stdout.")] = None,
+    plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
     from dgharness.commands import run_report
@@ -146,6 +147,7 @@ def report(
         baseline=baseline,
         extras=_commas(extra),
         gaps=gaps,
+        plugins=plugin,
         format_=format_,
         to=to,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -165,6 +166,7 @@ def run_report(
     baseline: str,
     extras: Sequence[str],
     gaps: bool,
+    plugins: Sequence[str],
     format_: str,
     to: Path | None,
 ) -> None:
@@ -178,6 +180,8 @@ def run_report(
         raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
     if format_ not in get_args(Format):
         raise UsageError(f"there is no report format {format_!r}; {did_you_mean(format_, get_args(Format))}")
+    for plugin in plugins:
+        registry.add_plugin(plugin)
     chosen = [registry.load("selection", name) for name in rules]
     found = load_experiment(experiment)
     _refuse_unlogged(extras, found)
@@ -202,6 +206,24 @@ def run_report(
         to_stderr(f"written: {to}")
     else:
         print(text, end="")
+    _track_report(found.store, rules, baseline, tables)
+
+
+def _track_report(store: tracking.Store, rules: Sequence[str], baseline: str, tables: Sequence[Any]) -> None:
+    """A report is a tracked run of its own; the same tables again are the same run."""
+    from dgharness.report.render import render
+
+    texts = {"report.md": render(tables, "markdown"), "report.json": render(tables, "json")}
+    digest = hashlib.sha256(texts["report.json"].encode()).hexdigest()[:12]
+    params = {"rules": ", ".join(rules), "baseline": baseline}
+    try:
+        run_id = tracking.start_group(
+            store, "report", f"report by {', '.join(rules)}", {"dg.report": digest}, params, texts
+        )
+    except UsageError as error:
+        to_stderr(f"the report itself is not tracked: {error}")
+        return
+    tracking.finish_group(store, run_id)
 
 
 def _baseline(name: str, found: Found) -> str:

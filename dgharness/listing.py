@@ -121,7 +121,7 @@ def print_config(algorithm: str, preset: str) -> None:
             print("hp:")
             for field in fields(own):
                 _yaml_line("  # ", field, config.hp.get(field["name"], field["default"]))
-        elif hasattr(value, "model_fields"):
+        elif isinstance(value, BaseModel):
             print(f"{section}:")
             for field in fields(type(value)):
                 indent = "  # " if (section, field["name"]) in PROFILE else "  "

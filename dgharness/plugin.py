@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from dgharness.algorithm import Algorithm, Descent, Metrics, Pure, Setup
@@ -42,6 +43,7 @@ __all__ = [
     "LogUniform",
     "Metrics",
     "Needs",
+    "NonNegativeInt",
     "PenaltyHparams",
     "Predictor",
     "Setup",
@@ -112,7 +114,7 @@ class PenaltyHparams(Hparams):
 class AnnealedHparams(PenaltyHparams):
     """What every penalty has that comes into force at a step."""
 
-    anneal_steps: int = 0
+    anneal_steps: NonNegativeInt = 0
     """Updates before the penalty gets its weight; the optimizer starts afresh at that step."""
 
 

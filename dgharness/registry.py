@@ -55,6 +55,7 @@ class Entry:
     paper: str = ""
     equation: str = ""
     trust: str = ""  # core, verified, unverified, or plugin; empty where tiers do not apply
+    sha256: str = ""  # of the file that --plugin gave; installed code has a version
 
 
 class _Broken(Exception):
@@ -150,7 +151,7 @@ def add_plugin(text: str) -> Entry:
         raise UsageError(f"--plugin {text} cannot replace {NOUNS[group]} {name!r} of {owners}; rename it")
     file = Path(module.__file__ or "")
     sha = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    entry = Entry(name, group, module.__name__, attr, "", "", f"--plugin {file} (sha256 {sha})")
+    entry = Entry(name, group, module.__name__, attr, "", "", f"--plugin {file} (sha256 {sha})", sha256=sha)
     _added[group, name] = entry, spec
     return _listed(group, name)
 

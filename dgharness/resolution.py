@@ -118,7 +118,11 @@ PLACES = ("execution", "preset", "plugins", "shown", "weights_file", "cache_dir"
 
 
 def config_hash(
-    config: RunConfig, versions: Mapping[str, int], dataset: Dataset, weights_sha: str | None = None
+    config: RunConfig,
+    versions: Mapping[str, int],
+    dataset: Dataset,
+    weights_sha: str | None = None,
+    code: Sequence[str] = (),
 ) -> str:
     """SHA-256 of what decides the result: settings, versions of the parts, data and weights.
 
@@ -130,6 +134,7 @@ def config_hash(
         "versions": dict(versions),
         "data": dataset.digest,
         "weights": weights_sha,
+        **({"code": list(code)} if code else {}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
 

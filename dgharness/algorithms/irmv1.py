@@ -14,13 +14,22 @@ from __future__ import annotations
 from torch import Tensor
 from torch.func import jvp
 
-from dgharness.plugin import AnnealedHparams, Annotated, IntLogUniform, LogUniform, Step, Structural, penalty
+from dgharness.plugin import (
+    AnnealedHparams,
+    Annotated,
+    IntLogUniform,
+    LogUniform,
+    NonNegativeInt,
+    Step,
+    Structural,
+    penalty,
+)
 
 
 class IRMv1Hparams(AnnealedHparams):
     weight: Annotated[float, LogUniform(1e-1, 1e5)] = 100.0
     """Weight of the penalty from anneal_steps on; before that it is 1."""
-    anneal_steps: Annotated[int, IntLogUniform(1, 1e4)] = 500
+    anneal_steps: Annotated[NonNegativeInt, IntLogUniform(1, 1e4)] = 500
     """Updates before the penalty gets its weight; the optimizer starts afresh at that step."""
     unbiased: Annotated[bool, Structural] = True
     """Product of the slopes on two half batches; otherwise the squared slope on the whole batch."""

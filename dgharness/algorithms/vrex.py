@@ -12,13 +12,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dgharness.plugin import AnnealedHparams, Annotated, IntLogUniform, LogUniform, Needs, Step, penalty
+from dgharness.plugin import (
+    AnnealedHparams,
+    Annotated,
+    IntLogUniform,
+    LogUniform,
+    Needs,
+    NonNegativeInt,
+    Step,
+    penalty,
+)
 
 
 class VRExHparams(AnnealedHparams):
     weight: Annotated[float, LogUniform(1e-1, 1e5)] = 10.0
     """Weight of the penalty from anneal_steps on; before that it is 1."""
-    anneal_steps: Annotated[int, IntLogUniform(1, 1e4)] = 500
+    anneal_steps: Annotated[NonNegativeInt, IntLogUniform(1, 1e4)] = 500
     """Updates before the penalty gets its weight; the optimizer starts afresh at that step."""
 
 

@@ -18,6 +18,7 @@ from dgharness.tracking.store import sqlite_path
 class Found:
     """What an experiment holds, and what its sweeps had planned."""
 
+    store: tracking.Store
     records: list[RunRecord]
     expected: list[Expected] | None  # None where there was no sweep
     not_applicable: dict[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
@@ -42,6 +43,7 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
     runnable = [_slot(entry) for entry in planned if not entry["not_applicable"]]
     alone = [(r.algorithm, r.targets, r.hparams_seed, r.trial_seed) for r in records]
     return Found(
+        store,
         records,
         list(dict.fromkeys([*runnable, *alone])) if planned else None,
         {

@@ -19,15 +19,16 @@ def start_group(
     params: Mapping[str, Any],
     texts: Mapping[str, str] | None = None,
 ) -> str:
-    """Start the MLflow run of a sweep or a report and give its id; the same ``dg.sweep`` goes on.
+    """Start the MLflow run of a sweep or a report and give its id; ``texts`` are artifacts, name to content.
 
-    ``texts`` are artifacts, file name to content.
+    The one whose tag ``dg.sweep`` (or ``dg.report``) is the same goes on.
     """
     with explained(store.uri):
         opened = client(store.uri)
         tags = {**provenance(), **tags, "dg.kind": kind}
-        same = f"tags.dg.kind = 'sweep' and tags.dg.sweep = '{tags.get('dg.sweep', '')}'"
-        found = opened.search_runs([store.experiment_id], same, max_results=1) if kind == "sweep" else []
+        identity = tags.get(f"dg.{kind}")
+        same = f"tags.dg.kind = '{kind}' and tags.dg.{kind} = '{identity}'"
+        found = opened.search_runs([store.experiment_id], same, max_results=1) if identity else []
         if found:
             run = found[0]
             opened.update_run(run.info.run_id, status="RUNNING")

@@ -14,6 +14,7 @@ from dgharness import registry
 from dgharness.config import DataConfig, RunConfig
 from dgharness.data.dataset import Dataset, Grouping, grouping
 from dgharness.data.protocols import PROTOCOLS, Splits
+from dgharness.errors import UsageError
 from dgharness.hparams import checked
 from dgharness.models.model import ModelSpec
 from dgharness.plugin import AlgorithmSpec
@@ -58,6 +59,8 @@ def load_dataset(data: DataConfig, root: str, trial_seed: int) -> Dataset:
 def _load_dataset(full_name: str, options: str, root: str, trial_seed: int) -> Dataset:
     name, _, argument = full_name.partition(":")
     spec = registry.load("datasets", name)
+    if argument and not spec.argument:
+        raise UsageError(f"the dataset {name} takes nothing after its name; write --dataset {name}")
     return spec.load(
         argument or None,
         Path(root).expanduser() if root else None,
@@ -115,8 +118,23 @@ def prepare(config: RunConfig) -> Prepared:
             {kind: part.version for kind, part in parts.items() if part},
             dataset,
             weights[1],
+            code=uninstalled_code(config),
         ),
     )
+
+
+def uninstalled_code(config: RunConfig) -> list[str]:
+    """Hashes of the files behind parts of this run that ``--plugin`` gave: an edit makes another run."""
+    named = {
+        "algorithms": [config.algorithm],
+        "datasets": [config.data.name.partition(":")[0]],
+        "models": [config.model.name],
+        "tta": [config.tta.name],
+        "annotators": [config.annotator.name],
+        "selection": config.selection.rules,
+    }
+    entries = [registry.add_plugin(plugin) for plugin in config.plugins]
+    return sorted(entry.sha256 for entry in entries if entry.name in named[entry.group])
 
 
 def halved_validation(splits: Splits) -> Splits:

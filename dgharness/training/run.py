@@ -63,8 +63,6 @@ def train(
     store = store or tracking.prepare_store(
         tracking.tracking_uri(config.execution.tracking_uri or None), prepared.experiment
     )
-    if header:
-        header(prepared, store)
     run = build(prepared, progress or Progress())
     root = Path(config.execution.output)
     run.rundir = RunDir.create(
@@ -75,6 +73,8 @@ def train(
         parent=parent,
     )
     write_documents(prepared, run.rundir)
+    if header:
+        header(prepared, store)
     return execute(prepared, run, store, tags, parent)
 
 
