@@ -105,6 +105,8 @@ def print_config(algorithm: str, preset: str) -> None:
     What a random draw would fill in, and what a dataset or an algorithm gives a default of its own, is
     commented out: written out it would count as given.
     """
+    from pydantic import BaseModel
+
     from dgharness.config import PROFILE, RunConfig, compose, presets
     from dgharness.hparams import fields
 
