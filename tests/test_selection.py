@@ -69,7 +69,7 @@ def test_ties_go_to_the_first_draw_and_then_to_the_first_checkpoint():
 def test_the_order_of_summation_decides_no_tie():
     first = {f"val/acc/{name}": value for name, value in zip("abc", (0.1, 0.2, 0.3), strict=True)}
     second = {f"val/acc/{name}": value for name, value in zip("abc", (0.3, 0.2, 0.1), strict=True)}
-    assert sum([0.1, 0.2, 0.3]) != sum([0.3, 0.2, 0.1])
+    assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
     assert chosen(training_domain_validation, run(0, first), run(1, second)) == (0, 0)
     assert chosen(training_domain_validation, run(0, second), run(1, first)) == (0, 0)
 

@@ -336,6 +336,7 @@ def test_cross_validation_over_pairs_end_to_end(pool, capsys):
         baseline="erm",
         extras=[],
         gaps=False,
+        plugins=[],
         format_="json",
         to=None,
     )
