@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dgharness.plugin import Annotated, Dims, Hparams, LogUniform, Metrics, Step, objective
+from dgharness.plugin import Annotated, Dims, Hparams, LogUniform, Metrics, Needs, Step, objective
 
 
 class GroupDROHparams(Hparams):
@@ -41,4 +41,4 @@ class GroupDRO(nn.Module):
         return (q_G * risk_G).sum(), {"risk": step.risks_E.mean(), "q_max": q_G.max()}
 
 
-group_dro = objective(GroupDROHparams)(GroupDRO)
+group_dro = objective(GroupDROHparams, needs=Needs(groups=True))(GroupDRO)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dgharness.names import find, slug
+from dgharness.names import find
 from dgharness.selection.rule import Evaluation
 
 if TYPE_CHECKING:
@@ -81,18 +81,21 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
         split: {domain: len(rows) for domain, rows in by_domain.items()}
         for split, by_domain in splits.rows.items()
     }
+    methods = [config.averaging.name, config.tta.name]
     title = [
-        config.algorithm,
+        " + ".join([config.algorithm, *(name for name in methods if name != "none")]),
         f"{dataset.name}{' (a toy)' if dataset.toy else ''} → {' + '.join(splits.targets)}",
         f"{config.model.name}/{weights}" + (f" (sha {sha[:4]}…)" if sha else ""),
         "tuning full",
         f"preset {config.preset}" if config.preset else "no preset",
         f"h{config.hparams_seed} t{config.trial_seed}",
     ]
-    test = " ".join(f"{domain} {n}" for domain, n in count["test"].items())
+    train, test = (
+        ", ".join(f"{domain} {n}" for domain, n in count[split].items()) for split in ("train", "test")
+    )
     lines = [
         " · ".join(title),
-        f"data      train {' '.join(f'{domain} {n}' for domain, n in count['train'].items())} | "
+        f"data      train {train} | "
         f"val {' '.join(map(str, count['val'].values()))} | "
         f"test {test} (+{sum(count['test_holdout'].values())} oracle only) | split {splits.digest[:4]}…",
     ]
@@ -112,13 +115,20 @@ def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepar
     rule = config.selection.shown if config.selection.shown in chosen else next(iter(chosen))
     evaluation, last = chosen[rule], chosen.get("last", chosen[rule])
     test = [
-        f"{domain} {100 * evaluation.metrics[key]:.1f} [{100 * last.metrics[key]:.1f}] n={len(rows)}"
+        f"{domain} {_percent(evaluation, 'test', domain)} [{_percent(last, 'test', domain)}] n={len(rows)}"
         for domain, rows in prepared.splits.rows["test"].items()
-        for key in [f"test/acc/{slug(domain)}"]
     ]
+    if config.tta.name != "none":
+        plain = [f"{d} {_percent(evaluation, 'test_unadapted', d)}" for d in prepared.splits.targets]
+        test.append(f"without {config.tta.name} {', '.join(plain)}")
     metrics = evaluation.metrics
     return [
         f"result    checkpoint {evaluation.step} by {rule} (last step in brackets)",
         f" test     {'   '.join(test)}   worst group {100 * metrics['test/wga']:.1f}"
         f"   worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}",
     ]
+
+
+def _percent(evaluation: Evaluation, split: str, domain: str) -> str:
+    accuracy = find(evaluation.metrics, f"{split}/acc/", domain)
+    return "not scored" if accuracy is None else f"{100 * accuracy:.1f}"
