@@ -264,6 +264,7 @@ def _preset_layer(name: str, own: RunConfig) -> dict[str, Any]:
     algorithms = _table(tree.pop("algorithms", None), f"algorithms of the preset {name}")
     algorithm = canonical("algorithms", own.algorithm)
     hp = dict(_table(algorithms.get(algorithm), f"algorithms.{algorithm} of the preset {name}"))
+    merge(tree, _table(hp.pop("settings", None), f"algorithms.{algorithm}.settings of the preset {name}"))
     if own.hparams_seed:
         for plugin in own.plugins:
             add_plugin(plugin)

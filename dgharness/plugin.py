@@ -115,7 +115,9 @@ class AnnealedHparams(PenaltyHparams):
     """What every penalty has that comes into force at a step."""
 
     anneal_steps: NonNegativeInt = 0
-    """Updates before the penalty gets its weight; the optimizer starts afresh at that step."""
+    """Updates before the penalty gets its weight."""
+    restart: Annotated[bool, Structural] = True
+    """Start the optimizer afresh at that update, as DomainBed does and the papers' scripts do not."""
 
 
 Schedule = Literal["constant", "from_one", "from_zero"]
@@ -169,7 +171,7 @@ def penalty(
             return loss, {"risk": risk, "penalty": value}
 
         if schedule != "constant":
-            declared.setdefault("restarts", lambda hp: [(hp.anneal_steps, None)])
+            declared.setdefault("restarts", lambda hp: [(hp.anneal_steps, None)] if hp.restart else [])
         declared.setdefault("doc", _doc(fn))
         return _objective_spec(lambda dims, hp: Pure(objective_fn), 1, hparams or default, declared)
 

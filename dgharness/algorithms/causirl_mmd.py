@@ -6,6 +6,8 @@ Equation: min mean_e R_e + gamma D(P, Q), P = the first c_e examples of every do
     c_e uniform in {0, ..., B-1}; D = mean k(Z_P, Z_P) + mean k(Z_Q, Z_Q) - 2 mean k(Z_P, Z_Q), k as in mmd
 Agrees with: DomainBed's CausIRL_MMD, 0 where a part has fewer than two examples included; but what is not
     finite stays so here and is reported, where DomainBed turns it into 0.
+    All domains pass the network together; DomainBed passes them one by one, which differs where BatchNorm
+    trains.
 Trust: verified
 """
 

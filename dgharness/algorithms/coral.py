@@ -6,6 +6,8 @@ Equation: mean_{i<j} [ |mu_i - mu_j|^2 / d + |C_i - C_j|_F^2 / d^2 ] (domainbed)
     mean_{i<j} |C_i - C_j|_F^2 / (4 d^2) (sun2016)
 Agrees with: DomainBed's CORAL by default. The paper's own loss, under scaling=sun2016, has no term for the
     means and a quarter of the rest. Covariances are unbiased in both.
+    All domains pass the network together; DomainBed passes them one by one, which differs where BatchNorm
+    trains.
 Trust: verified
 """
 

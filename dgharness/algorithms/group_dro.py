@@ -6,6 +6,8 @@ Equation: q_g <- q_g exp(eta R_g), q <- q / sum q, then min_theta sum_g q_g R_g(
 Agrees with: DomainBed's GroupDRO where the groups are the domains. A group that the minibatch lacks counts
     as R_g = 0, as in the paper's script: its q moves only by the normalisation, and its share of the loss is
     lost for that step. Examples of unknown group are left out. No generalization adjustment C / sqrt(n_g).
+    All domains pass the network together; DomainBed passes them one by one, which differs where BatchNorm
+    trains.
 Trust: verified
 """
 

@@ -4,7 +4,7 @@ Paper: Arjovsky, Bottou, Gulrajani and Lopez-Paz, "Invariant Risk Minimization",
 Equation: min_Phi sum_e R_e(Phi) + lambda sum_e |grad_{w|w=1.0} R_e(w Phi)|^2, here with means over e.
 Agrees with: DomainBed's IRM, which estimates the square by the product of the slopes on even and odd
     examples: unbiased, but at times negative. unbiased=false gives the squared slope of the paper's script,
-    whose other options are rescale and l2. The slope comes from a forward-mode derivative, so that any loss
+    whose other options are rescale, l2 and restart=false. The slope comes from a forward-mode derivative, so that any loss
     per example works; a minibatch of one example per domain has no second half, and its penalty is 0.
 Trust: verified
 """
@@ -30,7 +30,7 @@ class IRMv1Hparams(AnnealedHparams):
     weight: Annotated[float, LogUniform(1e-1, 1e5)] = 100.0
     """Weight of the penalty from anneal_steps on; before that it is 1."""
     anneal_steps: Annotated[NonNegativeInt, IntLogUniform(1, 1e4)] = 500
-    """Updates before the penalty gets its weight; the optimizer starts afresh at that step."""
+    """Updates before the penalty gets its weight."""
     unbiased: Annotated[bool, Structural] = True
     """Product of the slopes on two half batches; otherwise the squared slope on the whole batch."""
 

@@ -5,6 +5,8 @@ Equation: mean_{i<j} [ mean k(Z_i, Z_i) + mean k(Z_j, Z_j) - 2 mean k(Z_i, Z_j) 
     k(a, b) = sum_gamma exp(-gamma |a - b|^2), gamma in {0.001, 0.01, 0.1, 1, 10, 100, 1000}
 Agrees with: DomainBed's MMD, kernel sum and diagonal included. The paper's adversarial autoencoder is not
     part of it, there or here.
+    All domains pass the network together; DomainBed passes them one by one, which differs where BatchNorm
+    trains.
 Trust: verified
 """
 

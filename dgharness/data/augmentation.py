@@ -2,7 +2,9 @@
 
 Random resized crop (scale .7 to 1), horizontal flip, colour jitter of .3, grayscale with probability .1;
 every example draws its own. Against torchvision's one-image transforms: crops are not rounded to whole
-pixels, and the order of the four colour changes is drawn once for a batch.
+pixels, and the order of the four colour changes is drawn once for a batch. Against DomainBed: crops are
+taken from the image as it is stored, squashed to a square, so that on images that are far from square
+their aspect ratio is another.
 
 Shapes: N images, H x W pixels. Colours are floats in [0, 1] inside this module.
 """

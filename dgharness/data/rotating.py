@@ -67,7 +67,7 @@ def rotated(
 def rotate(digits_NHW: Tensor, angle: float) -> Tensor:
     """Square uint8 images, rotated counter-clockwise about their centre: bilinear, zeros come in.
 
-    The same numbers as torchvision's ``rotate``, whose import would cost more than the rotation.
+    The same numbers as torchvision's ``rotate`` of tensors, whose import would cost more than the rotation.
 
     >>> rotate(torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8), 90)
     tensor([[[2, 4],

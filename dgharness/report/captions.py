@@ -17,6 +17,7 @@ def title(rule: Rule) -> str:
 def caption(
     block: Block,
     rules: Sequence[Rule],
+    apart: str = "",
     *,
     trials: int,
     draws: Sequence[int],
@@ -28,6 +29,7 @@ def caption(
     """Everything that a reader needs beside the numbers, one paragraph for each matter."""
     found = [
         f"Accuracy (%) on held-out domains: {block}.",
+        *([f"Runs with other settings stand in a table of their own; here: {apart}."] if apart else []),
         *(f"{title(rule)}: {rule.caption}" for rule in rules),
         _spread(trials, draws) + (" Averages are over domains, within each trial." if averaged else ""),
     ]
@@ -53,9 +55,8 @@ def warnings(records: Sequence[RunRecord]) -> list[str]:
 def _spread(trials: int, draws: Sequence[int]) -> str:
     drawn = f"{len(draws)} hyperparameter draws per trial"
     if len(draws) == 1:
-        drawn = (
-            "hyperparameters " + ("at their defaults" if draws[0] == 0 else "of one draw") + " (no search)"
-        )
+        given = "at their defaults or as given" if draws[0] == 0 else "of one draw"
+        drawn = f"hyperparameters {given} (no search)"
     if trials < 2:
         return f"1 trial, {drawn}: no standard error and no test."
     return f"{trials} trials, {drawn}; mean ± standard error over trials (ddof = 1)."

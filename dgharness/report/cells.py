@@ -9,7 +9,7 @@ from typing import Literal
 from dgharness.report import captions
 from dgharness.report.outcomes import Expected, Grid, NotApplicable, Outcome, accuracy, grid, metric, outcome
 from dgharness.report.statistics import Comparison, compare, holm
-from dgharness.report.table import Block, Cell, Column, Row, Table, algorithm_of, block_of
+from dgharness.report.table import Block, Cell, Column, Row, Table, algorithm_of, block_of, told_apart
 from dgharness.selection.rule import Rule, RunRecord
 
 Layout = Literal["auto", "targets", "rules"]
@@ -39,6 +39,7 @@ def build_tables(
     blocks: dict[Block, list[RunRecord]] = {}
     for record in records:
         blocks.setdefault(block_of(record), []).append(record)
+    apart = told_apart(list(blocks))
     tables: list[Table] = []
     for block, members in blocks.items():
         plan = expected
@@ -48,7 +49,9 @@ def build_tables(
         runs = grid(members, plan)
         if not runs.columns:
             continue
-        maker = _Maker(block, members, runs, plan is not None, baseline, extras, not_applicable or {})
+        maker = _Maker(
+            block, members, runs, plan is not None, baseline, extras, not_applicable or {}, apart[block]
+        )
         side_by_side = layout == "rules" or (layout == "auto" and len(runs.columns) == 1 and len(rules) > 1)
         if side_by_side:
             tables += [maker.by_rule(column, rules, gaps) for column in runs.columns]
@@ -66,6 +69,7 @@ class _Maker:
     baseline: str
     extras: Sequence[str]
     exempt: NotApplicable
+    apart: str = ""  # the settings by which other blocks differ
 
     @property
     def labels(self) -> list[str]:
@@ -179,6 +183,7 @@ class _Maker:
             caption=captions.caption(
                 self.block,
                 rules,
+                self.apart,
                 trials=self.runs.trials,
                 draws=self.runs.draws,
                 baseline=self.versus,

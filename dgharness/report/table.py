@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,7 @@ class Block:
     model: str
     tuning: str
     toy: bool
+    settings: str = ""  # of data, protocol, model, optimizer and loop, as far as comparisons share them
 
     def __str__(self) -> str:
         parts = [
@@ -45,7 +46,23 @@ def block_of(record: RunRecord) -> Block:
         model=tags.get("dg.model", ""),
         tuning=tags.get("dg.tuning", ""),
         toy=tags.get("dg.toy") == "true",
+        settings=tags.get("dg.settings", ""),
     )
+
+
+def told_apart(blocks: Sequence[Block]) -> dict[Block, str]:
+    """For each block the settings by which it differs from others on the same dataset and protocol.
+
+    >>> one, two = (Block("d", "p", "scratch", "", "mlp", "", False, f"train.steps {n}; a 1") for n in (5, 9))
+    >>> told_apart([one, two])[two]
+    'train.steps 9'
+    """
+    apart = {}
+    for block in blocks:
+        rivals = [b for b in blocks if (b.dataset, b.protocol) == (block.dataset, block.protocol)]
+        shared = set.intersection(*(set(rival.settings.split("; ")) for rival in rivals))
+        apart[block] = "; ".join(item for item in block.settings.split("; ") if item not in shared)
+    return apart
 
 
 def label_of(record: RunRecord) -> str:

@@ -1,7 +1,8 @@
 """What a model-selection rule is, and how it chooses: pure functions over logged results.
 
 A rule scores one checkpoint of one run. The choice is the arg-max, jointly over the checkpoints and the
-hyperparameter draws of one trial; the first wins a tie, NaN never wins.
+hyperparameter draws of one trial; the first wins a tie (DomainBed's scripts take the last of tied draws), NaN
+never wins.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import yaml
 import dgharness
 from dgharness import registry
 from dgharness.config import compose
-from dgharness.resolution import flat, resolve
+from dgharness.resolution import PLACES, flat, resolve
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
 from dgharness.training.prepare import Prepared
 
@@ -39,6 +39,8 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.weights": weights,
         "dg.weights_sha": sha or "",
         "dg.tuning": "full",
+        "dg.model": config.model.name,
+        "dg.settings": "; ".join(f"{key} {value}" for key, value in shared_settings(prepared).items()),
         "dg.tta": config.tta.name,
         "dg.averaging": config.averaging.name,
         "dg.preset": config.preset,
@@ -56,6 +58,23 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.train_groups": " x ".join(config.data.train_groups),
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def shared_settings(prepared: Prepared) -> dict[str, str]:
+    """The settings that runs must have in common to be compared.
+
+    Left out is what differs by design: targets and seeds, what a random draw decides, what an algorithm's
+    own methods are, and how results are chosen and stored.
+    """
+    named = ("protocol.targets", "data.name", "model.name", "train.sampler", "train.log_every")
+    drawn = ("optimizer.lr", "optimizer.weight_decay", "train.batch_size", "model.dropout")
+    return {
+        key: value
+        for key, value in flat(prepared.config).items()
+        if key.startswith(("data.", "protocol.", "model.", "train.", "optimizer."))
+        and key not in (*named, *drawn)
+        and key.rpartition(".")[2] not in PLACES
+    }
 
 
 def deviations(prepared: Prepared) -> list[str]:

@@ -47,6 +47,10 @@ class T3A:
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         z_ND = self.predictor.features(x).to(self.support_SD.dtype)
+        with torch.autocast(z_ND.device.type, enabled=False):  # in bfloat16 many scores would tie
+            return self._score(z_ND)
+
+    def _score(self, z_ND: Tensor) -> Tensor:
         self._add(z_ND)
         member_SC = F.one_hot(self.label_S, self.classes).to(z_ND.dtype)
         prototype_CD = member_SC.mT @ F.normalize(self.support_SD, dim=1)
