@@ -35,9 +35,9 @@ Sets = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; dgharness con
 Plugins = Annotated[
     list[str], typer.Option("--plugin", help="Uninstalled code: MODULE:ATTR or FILE.py:ATTR.")
 ]
-Output = Annotated[str, typer.Option("--output", help="Run directories are made here [default: runs].")]
+Output = Annotated[str, typer.Option("--output", help="Run directories are made here (default: runs).")]
 Experiment = Annotated[
-    str, typer.Option("--experiment", help="MLflow experiment [default: DATASET/PROTOCOL].")
+    str, typer.Option("--experiment", help="MLflow experiment (default: DATASET/PROTOCOL).")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
@@ -89,7 +89,7 @@ def sweep(
     trials: Annotated[int, typer.Option(help="Trial seeds 0..N-1.", min=1)] = 3,
     hparams: Annotated[int, typer.Option(help="Draws: the defaults and N-1 random ones.", min=1)] = 1,
     rule: Annotated[list[str], typer.Option("--rule", help="Selection rules to prepare for.")] = [],  # noqa: B006
-    workers: Annotated[int, typer.Option(help="Processes [default: one per GPU, or per core].", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes (default: one per GPU, or per core).", min=0)] = 0,
     data_root: DataRoot = "",
     preset: Preset = "",
     config: ConfigFile = None,

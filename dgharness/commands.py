@@ -19,7 +19,7 @@ from dgharness.rundir import RunDir
 from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
 from dgharness.training.progress import header_lines, result_lines, to_stderr
-from dgharness.training.run import Result, read_config, train
+from dgharness.training.run import Result, pick_device, read_config, train
 from dgharness.training.run import resume as continue_run
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
     import yaml
 
     prepared = prepare(compose(**layers))
+    pick_device(prepared.config.execution.device)
     tree = prepared.config.model_dump(mode="json")
     if as_json:
         print(json.dumps(tree, indent=1))

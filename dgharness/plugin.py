@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, field_validator
 from torch import Tensor, nn
 
 from dgharness.algorithm import Algorithm, Descent, Metrics, Pure, Setup
+from dgharness.errors import UsageError
 from dgharness.hparams import Annotated, Choice, Hparams, IntLogUniform, LogUniform, Structural, Uniform
 from dgharness.step import Batch, Dims, Predictor, Source, Step
 
@@ -71,6 +72,7 @@ class Needs:
     """What must be there before training starts; the harness says what is missing."""
 
     min_domains: int = 1
+    domain_rows: bool = False  # rows of one domain each; more than one domain implies it
     groups: bool = False
     tasks: tuple[str, ...] = ()  # none named: any
     unlabeled: bool = False
@@ -109,6 +111,13 @@ class PenaltyHparams(Hparams):
     """Divide the whole loss by the weight when it is above 1, as the IRM paper's script does."""
     l2: Annotated[float, Structural] = 0.0
     """Adds l2 times the squared norm of the model's parameters, as the IRM paper's script does."""
+
+    @field_validator("weight", "l2")
+    @classmethod
+    def not_negative(cls, value: float) -> float:
+        if value < 0:
+            raise ValueError("a penalty that is rewarded is another method; it must be at least 0")
+        return value
 
 
 class AnnealedHparams(PenaltyHparams):
@@ -162,6 +171,11 @@ def penalty(
     def lift(fn: Callable[[Step, Any], Tensor]) -> AlgorithmSpec:
         def objective_fn(step: Step, hp: Any) -> tuple[Tensor, Metrics]:
             risk, value = step.risks_E.mean(), fn(step, hp)
+            if value.dim():
+                raise UsageError(
+                    f"the penalty {fn.__name__} must return one number, and returned {list(value.shape)}; "
+                    "take a mean or a sum over the domains"
+                )
             weight = _weight(schedule, step.t, hp)
             loss = risk + weight * value
             if hp.l2:

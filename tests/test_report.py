@@ -252,7 +252,7 @@ def test_warnings_of_trust_and_of_data_used_stand_under_the_table():
         {"weights": "in1k-v1"},
         {"protocol": "official"},
         {"dataset": "PACS"},
-        {"preset": "swad"},
+        {"tags": {"dg.toy": "true", "dg.settings": "train.steps 60"}},
         {"tags": {"dg.toy": "true", "dg.model": "resnet50"}},
     ],
 )

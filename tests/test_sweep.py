@@ -184,8 +184,23 @@ def test_finished_runs_are_known_by_their_directories_when_the_store_is_new(
     Path(mlflow_store.removeprefix("sqlite:///")).write_bytes(_migrated_database.read_bytes())
     updates.clear()
     outcome = sweeping.sweep(jobs)
-    assert (outcome.skipped, outcome.undelivered) == (1, 1) and not updates
-    assert "MLflow has not got 1 of the runs; dgharness sync delivers them" in capsys.readouterr().err
+    assert (outcome.skipped, outcome.undelivered) == (1, 0) and not updates
+    store = tracking.open_store(mlflow_store, jobs[0].experiment)
+    assert list(tracking.finished_hashes(store)) == [jobs[0].config_hash]
+
+
+def test_finished_runs_join_another_experiment_without_being_trained_again(pool, updates):
+    sweeping.sweep(planned("erm"))
+    updates.clear()
+    moved = planned("erm", sets=["execution.experiment=another"])
+    assert sweeping.sweep(moved).skipped == 1 and not updates
+    store = tracking.open_store(tracking.tracking_uri(), "another")
+    assert list(tracking.finished_hashes(store)) == [moved[0].config_hash]
+
+
+def test_a_sweep_for_pairs_alone_finishes(pool):
+    jobs = planned("erm", targets=(), data=THREE_ANGLES, selection={"rules": ["leave-one-domain-out-cv"]})
+    assert sweeping.sweep(jobs).finished == 6
 
 
 def test_an_interrupted_run_is_continued_not_started_again(pool, updates, monkeypatch):
@@ -268,7 +283,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(pool):
     (busy,) = rundir.runs(Path("runs"))
     busy.update(status="RUNNING")
     store = tracking.open_store(tracking.tracking_uri(), "colored-digits/leave-one-domain-out")
-    payload = sweeping._payload(jobs[0], store, "", 1, Path("runs"))
+    payload = sweeping._payload(jobs[0], store, "", 1, Path("runs"), "sweep")
     with busy.lock():
         outcome = _answer(sweeping.run_job, payload)
         sweeping.bury(payload, "FAILED", "it seemed dead")

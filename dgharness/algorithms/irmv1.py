@@ -4,8 +4,8 @@ Paper: Arjovsky, Bottou, Gulrajani and Lopez-Paz, "Invariant Risk Minimization",
 Equation: min_Phi sum_e R_e(Phi) + lambda sum_e |grad_{w|w=1.0} R_e(w Phi)|^2, here with means over e.
 Agrees with: DomainBed's IRM, which estimates the square by the product of the slopes on even and odd
     examples: unbiased, but at times negative. unbiased=false gives the squared slope of the paper's script,
-    whose other options are rescale, l2 and restart=false. The slope comes from a forward-mode derivative, so that any loss
-    per example works; a minibatch of one example per domain has no second half, and its penalty is 0.
+    whose other options are rescale, l2 and restart=false. The slope comes from a forward-mode derivative, so
+    that any loss per example works; one example per domain has no second half, and its penalty is 0.
 Trust: verified
 """
 
@@ -19,6 +19,7 @@ from dgharness.plugin import (
     Annotated,
     IntLogUniform,
     LogUniform,
+    Needs,
     NonNegativeInt,
     Step,
     Structural,
@@ -35,7 +36,7 @@ class IRMv1Hparams(AnnealedHparams):
     """Product of the slopes on two half batches; otherwise the squared slope on the whole batch."""
 
 
-@penalty("from_one", hparams=IRMv1Hparams)
+@penalty("from_one", hparams=IRMv1Hparams, needs=Needs(domain_rows=True))
 def irmv1(step: Step, hp: IRMv1Hparams) -> Tensor:
     # d/dw loss(w z) at w = 1 is the derivative of the loss along z.
     logits_EBC = step.logits_EBC

@@ -63,6 +63,11 @@ def leave_one_domain_out(
     held_out = [dataset.domain_number(name) for name in targets]
     if len(set(held_out)) < len(held_out):
         raise UsageError(f"a target is named twice: {', '.join(targets)}; name each domain once")
+    if len(dataset.domains) == 1:
+        raise UsageError(
+            f"the dataset {dataset.name} has the single domain {dataset.domains[0]!r}; "
+            "leave-one-domain-out needs two or more"
+        )
     if len(held_out) == len(dataset.domains):
         raise UsageError(
             f"no domain of {dataset.name} is left for training; name fewer targets than "

@@ -67,8 +67,8 @@ def _significance(baseline: str, comparisons: Sequence[Comparison]) -> str:
     found = sum(comparison.significant for comparison in comparisons)
     together = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
     return (
-        f"Differences to {baseline} are paired by trial (brackets: 95 % t-interval); * marks p ≤ {ALPHA:g} "
-        f"in a paired t-test after Holm's correction over the {together} of this table ({found} marked). The "
-        f"t-test takes differences to be normal: without that, no p below {smallest_p(n):.2g} is reachable "
-        f"with {n} trials."
+        f"Differences to {baseline} are paired by trial. Where shown, brackets are 95 % t-intervals without "
+        f"correction and p is a paired t-test's after Holm's correction over the {together} of this table; * "
+        f"marks p ≤ {ALPHA:g} ({found} marked). The t-test takes differences to be normal: without that, no "
+        f"p below {smallest_p(n):.2g} is reachable with {n} trials."
     )

@@ -21,7 +21,7 @@ def build_tables(
     rules: Sequence[Rule],
     *,
     baseline: str = "erm",
-    expected: Sequence[Expected] | None = None,
+    expected: Sequence[Expected] | Mapping[Block, Sequence[Expected]] | None = None,
     layout: Layout = "auto",
     extras: Sequence[str] = (),
     gaps: bool = True,
@@ -42,10 +42,12 @@ def build_tables(
     apart = told_apart(list(blocks))
     tables: list[Table] = []
     for block, members in blocks.items():
-        plan = expected
-        if expected is not None and len(blocks) > 1:  # another block's domains are not missing here
+        plan = expected.get(block) if isinstance(expected, Mapping) else expected
+        if plan is not None and len(blocks) > 1:  # another block's domains are not missing here
             seen = {target for record in members for target in record.targets}
-            plan = [item for item in expected if seen.issuperset(item[1])]
+            plan = [item for item in plan if seen.issuperset(item[1])]
+        presets = sorted({record.preset or "none" for record in members})
+        block = dataclasses.replace(block, preset=", ".join(presets))
         runs = grid(members, plan)
         if not runs.columns:
             continue

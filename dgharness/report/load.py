@@ -10,6 +10,7 @@ from typing import Any
 from dgharness import tracking
 from dgharness.errors import UsageError
 from dgharness.report.outcomes import Expected
+from dgharness.report.table import Block, block_of
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.tracking.store import sqlite_path
 
@@ -20,7 +21,7 @@ class Found:
 
     store: tracking.Store
     records: list[RunRecord]
-    expected: list[Expected] | None  # None where there was no sweep
+    expected: dict[Block, list[Expected]] | None  # None where there was no sweep
     not_applicable: dict[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
 
 
@@ -37,18 +38,28 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
     records = [record(facts) for facts in tracking.load_records(store)]
     if not records:
         raise UsageError(f"the experiment {experiment!r} holds no training runs yet: {store}")
-    planned = [
-        entry for text in tracking.group_texts(store, "sweep", "plan.json") for entry in json.loads(text)
-    ]
-    runnable = [_slot(entry) for entry in planned if not entry["not_applicable"]]
-    alone = [(r.algorithm, r.targets, r.hparams_seed, r.trial_seed) for r in records]
+    blocks = {found.tags.get("dg.config_hash", found.run_id): block_of(found) for found in records}
+    plans = [json.loads(text) for text in tracking.group_texts(store, "sweep", "plan.json")]
+    expected: dict[Block, list[Expected]] = {}
+    for plan in plans:
+        # A planned run belongs to the table of its record, or of the plan's other runs if it has none.
+        around = {blocks[entry["config_hash"]] for entry in plan if entry["config_hash"] in blocks}
+        for entry in plan:
+            own = blocks.get(entry["config_hash"])
+            for block in [own] if own else around:
+                if not entry["not_applicable"]:
+                    expected.setdefault(block, []).append(_slot(entry))
+    for found in records:
+        slot = (found.algorithm, found.targets, found.hparams_seed, found.trial_seed)
+        expected.setdefault(block_of(found), []).append(slot)
     return Found(
         store,
         records,
-        list(dict.fromkeys([*runnable, *alone])) if planned else None,
+        {block: list(dict.fromkeys(slots)) for block, slots in expected.items()} if plans else None,
         {
             (entry["algorithm"], tuple(entry["targets"])): entry["not_applicable"]
-            for entry in planned
+            for plan in plans
+            for entry in plan
             if entry["not_applicable"]
         },
     )

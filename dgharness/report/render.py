@@ -155,7 +155,7 @@ def _latex(table: Table) -> str:
 
 _FIELDS = (
     *("table", "dataset", "toy", "protocol", "model", "weights", "tuning", "preset", "rule"),
-    *("algorithm", "column", "unit", "mean", "standard_error", "trials"),
+    *("algorithm", "column", "unit", "mean", "standard_error", "trials", "difference"),
     *("low", "high", "p", "p_holm", "significant", "problem", "detail"),
 )
 
@@ -177,9 +177,14 @@ def _csv(tables: Sequence[Table]) -> str:
                         "column": column.name,
                     }
                     | _facts(cell)
-                    | {"unit": column.unit}
+                    | {"unit": _stated(column.unit)}
                 )
     return stream.getvalue()
+
+
+def _stated(unit: str) -> str:
+    """The unit of the numbers in CSV and JSON, where shares stay fractions."""
+    return "number" if unit == "number" else "fraction"
 
 
 def _facts(cell: Cell) -> dict[str, Any]:
@@ -192,6 +197,7 @@ def _facts(cell: Cell) -> dict[str, Any]:
     }
     if result := cell.comparison:
         facts |= {
+            "difference": result.difference,
             "low": result.low,
             "high": result.high,
             "p": result.p,

@@ -17,7 +17,7 @@ class Block:
     dataset: str
     protocol: str
     weights: str
-    preset: str
+    preset: str = field(compare=False)  # the settings it made are compared, not its name
     model: str
     tuning: str
     toy: bool

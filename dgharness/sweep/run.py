@@ -73,12 +73,15 @@ def sweep(jobs: Sequence[Job], *, workers: int = 0) -> SweepOutcome:
     to_stderr(f"tracking  {store} → {store.experiment}")
     if outcome.skipped:
         to_stderr(f"{outcome.skipped} of {len(wanted)} runs are finished already")
-    outcome.undelivered = len(here.difference(tracked))
+    for missed in here.difference(tracked):
+        found = rundir.find(root, missed)
+        outcome.undelivered += found is not None and not tracking.deliver_into(store, found)
     plan = {"plan.json": json.dumps([job.entry for job in jobs], indent=1)}
     parent = tracking.start_group(store, "sweep", _name(wanted), _tags(wanted), _params(wanted), plan)
     processes = min(workers or default_workers(execution.device), max(len(pending), 1))
     threads = execution.threads or max(1, cores() // processes)
-    payloads = [_payload(job, store, parent, threads, root) for job in pending]
+    identity = _tags(wanted)["dg.sweep"]
+    payloads = [_payload(job, store, parent, threads, root, identity) for job in pending]
     board = Board(len(pending))
 
     def on_done(payload: dict[str, Any], result: Outcome) -> None:
@@ -248,7 +251,9 @@ def _finished_here(job: Job, root: Path) -> bool:
     return local is not None and local.state.status == "FINISHED"
 
 
-def _payload(job: Job, store: tracking.Store, parent: str, threads: int, root: Path) -> dict[str, Any]:
+def _payload(
+    job: Job, store: tracking.Store, parent: str, threads: int, root: Path, sweep_id: str
+) -> dict[str, Any]:
     config = job.config.model_dump(mode="json")
     config["execution"]["threads"] = threads
     return {
@@ -258,7 +263,7 @@ def _payload(job: Job, store: tracking.Store, parent: str, threads: int, root: P
         "store": vars(store),
         "parent": parent,
         "root": str(root),
-        "tags": {"dg.sweep_run": parent},
+        "tags": {"dg.sweep": sweep_id, "dg.sweep_run": parent},
     }
 
 

@@ -7,7 +7,7 @@ from dgharness.rundir import DatasetInput
 from dgharness.tracking.groups import finish_group, group_texts, start_group
 from dgharness.tracking.records import finished_hashes, load_records
 from dgharness.tracking.store import Store, open_store, prepare_store, public, tracking_uri
-from dgharness.tracking.sync import Synced, sync
+from dgharness.tracking.sync import Synced, deliver_into, sync
 from dgharness.tracking.tracker import Tracker, provenance
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Store",
     "Synced",
     "Tracker",
+    "deliver_into",
     "finish_group",
     "finished_hashes",
     "group_texts",

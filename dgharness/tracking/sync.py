@@ -45,6 +45,18 @@ def sync(root: Path, uri: str | None = None) -> list[Synced]:
     return outcomes
 
 
+def deliver_into(store: Store, rundir: RunDir) -> bool:
+    """Give a finished run to a store or an experiment that does not have it yet; whether it has it now."""
+    with rundir.lock():
+        rundir.load_final()
+        tracker = Tracker(store, rundir, warn=lambda text: None)
+        state = rundir.state
+        if (state.experiment, state.tracking_uri) != (store.experiment, public(store.uri)):
+            tracker.restart(store.uri)
+        rundir.set(experiment=store.experiment, described=False)
+        return tracker.follow()
+
+
 def _deliver(rundir: RunDir, target: str, prepared: dict[tuple[str, str], Store | UsageError]) -> Synced:
     state = rundir.state
     if state.status == "RUNNING":

@@ -35,7 +35,8 @@ def unmet(
             f"at least {needs.min_domains} training domains, and this split leaves {len(domains)} "
             f"({', '.join(domains)})"
         )
-    if needs.min_domains > 1 and config.train.sampler in ("pooled", "balanced", "full"):
+    mixed = config.train.sampler in ("pooled", "balanced", "full")
+    if mixed and (needs.domain_rows or needs.min_domains > 1):
         missing.append(f"rows of one domain each, and the sampler {config.train.sampler} mixes them")
     if needs.groups and (train_grouping.group_M < 0).all() and not finds_domains:
         missing.append(f"known groups, and {' x '.join(config.data.train_groups)} is unknown throughout")

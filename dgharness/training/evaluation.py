@@ -17,6 +17,7 @@ from torch import Tensor
 from dgharness.config import TTAConfig
 from dgharness.data.dataset import Dataset, Grouping, Reader
 from dgharness.data.source import batches
+from dgharness.errors import UsageError
 from dgharness.metrics.scores import Scores, score
 from dgharness.plugin import Predictor, Source, TTASpec
 from dgharness.seeds import generator, seeded
@@ -71,6 +72,11 @@ class Evaluator:
                     adapt(x)
             outputs = torch.cat(
                 [adapt(x).detach().float().cpu() for x in self._batches(stream, protocol.batch_size)]
+            )
+        if outputs.shape != (len(rows), self.dataset.task.outputs):
+            raise UsageError(
+                f"the test-time method {protocol.name} must return outputs [N, {self.dataset.task.outputs}] "
+                f"for N inputs, and returned {list(outputs.shape)} for {len(rows)}"
             )
         return torch.empty_like(outputs).index_copy_(0, order, outputs)
 

@@ -26,6 +26,8 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
     uses = [
         name for name in (config.tta.name, config.averaging.name, config.annotator.name) if name != "none"
     ]
+    if prepared.algorithm.sampler:
+        uses.append(f"a sampler of its own ({config.train.sampler})")
     if "val_train" in prepared.splits.rows:
         uses.append("half of the validation data")
     tags = {
@@ -66,11 +68,14 @@ def shared_settings(prepared: Prepared) -> dict[str, str]:
     Left out is what differs by design: targets and seeds, what a random draw decides, what an algorithm's
     own methods are, and how results are chosen and stored.
     """
-    named = ("protocol.targets", "data.name", "model.name", "train.sampler", "train.log_every")
+    named = ("protocol.targets", "data.name", "model.name", "train.log_every")
     drawn = ("optimizer.lr", "optimizer.weight_decay", "train.batch_size", "model.dropout")
+    settings = flat(prepared.config)
+    if settings["train.sampler"] == prepared.algorithm.sampler:
+        settings["train.sampler"] = "by-domain"  # the algorithm's own exception, which dg.uses names
     return {
         key: value
-        for key, value in flat(prepared.config).items()
+        for key, value in settings.items()
         if key.startswith(("data.", "protocol.", "model.", "train.", "optimizer."))
         and key not in (*named, *drawn)
         and key.rpartition(".")[2] not in PLACES

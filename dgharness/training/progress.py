@@ -58,6 +58,23 @@ def worst_domain(run: Run, evaluation: Evaluation) -> tuple[str, float]:
     return min(((d, value) for d, value in accuracies.items() if value is not None), key=lambda pair: pair[1])
 
 
+def worst_group(metrics: Mapping[str, float]) -> str:
+    """The group with the lowest accuracy on the target, by name and size.
+
+    >>> worst_group({"test/wga": 0.25, "test/group_acc/a": 0.25, "test/group_count/a": 8.0})
+    'a 25.0 n=8'
+    """
+    prefix = "test/group_acc/"
+    names = [
+        key.removeprefix(prefix)
+        for key, value in metrics.items()
+        if key.startswith(prefix) and value == metrics["test/wga"]
+    ]
+    if not names:
+        return f"{100 * metrics['test/wga']:.1f}"
+    return f"{names[0]} {100 * metrics['test/wga']:.1f} n={metrics[f'test/group_count/{names[0]}']:.0f}"
+
+
 def minutes(seconds: float) -> str:
     """Seconds as m:ss.
 
@@ -124,7 +141,7 @@ def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepar
     metrics = evaluation.metrics
     return [
         f"result    checkpoint {evaluation.step} by {rule} (last step in brackets)",
-        f" test     {'   '.join(test)}   worst group {100 * metrics['test/wga']:.1f}"
+        f" test     {'   '.join(test)}   worst group {worst_group(metrics)}"
         f"   worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -170,6 +171,10 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         new_model=lambda number: network(number)[0],
         views=dataset.views,
     )
+    if config.tta.name != "none":  # whether the method can use this predictor is known only here
+        registry.load("tta", config.tta.name).factory(
+            copy.deepcopy(learner.predictor(source)), prepared.options.tta, source, config.trial_seed
+        )
     samplers: dict[tuple[str, str], Sampler] = {
         (name, stage.split): make_sampler(
             name,

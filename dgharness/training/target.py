@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dgharness import registry
+from dgharness.errors import Interrupted
 from dgharness.hparams import checked
 from dgharness.names import slug
 from dgharness.plugin import Predictor
@@ -65,6 +66,8 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
     kept = {"last": run.evaluations[-1].step, **{name: step for name, (_, step) in run.best.items()}}
     outputs: dict[int, Mapping[str, torch.Tensor]] = {}
     for name, step in kept.items():
+        if run.stop.signal is not None:
+            raise Interrupted(run.stop.signal)  # a resume scores the target again
         if step not in outputs:
             predictor = run.learner.predictor(run.source, checkpoint.load_weights(run, name))
             outputs[step] = score_target(run, step, predictor)
@@ -74,6 +77,8 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
     ]
     by_step = {evaluation.step: evaluation for evaluation in run.evaluations}
     chosen = {rule.name: by_step[kept.get(rule.name, kept["last"])] for rule in run.rules if not rule.pairs}
+    if not chosen:
+        chosen["last"] = by_step[kept["last"]]
     for name, evaluation in chosen.items():
         metrics = evaluation.metrics
         summary = {"test_acc": metrics["test/acc_domain_mean"], "test_wga": metrics["test/wga"]}
