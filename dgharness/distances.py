@@ -84,6 +84,11 @@ def rows(z_EBD: Tensor) -> Tensor:
     return torch.eye(z_EBD.shape[0], device=z_EBD.device).repeat_interleave(z_EBD.shape[1], 1)
 
 
+def cuts(E: int, B: int, generator: torch.Generator) -> Tensor:
+    """One number in [0, 1) per row: where it is cut."""
+    return torch.rand(E, generator=generator)
+
+
 def random_halves(cut_E: Tensor, size: int) -> Tensor:
     """Membership [2, E*B]: the first floor(cut_e B) examples of every row, and all the others.
 

@@ -13,6 +13,10 @@ class UsageError(Exception):
     """
 
 
+class NotApplicable(UsageError):
+    """A method lacks something here that it needs: one run's mistake, and a named gap in a sweep."""
+
+
 class DivergenceError(RuntimeError):
     """A loss or penalty became NaN or infinite; says which one, and at which step first."""
 

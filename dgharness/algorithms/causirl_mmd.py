@@ -13,21 +13,15 @@ Trust: verified
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from dgharness.distances import both_have_two, gaussian_mmd, random_halves
+from dgharness.distances import both_have_two, cuts, gaussian_mmd, random_halves
 from dgharness.plugin import Annotated, LogUniform, PenaltyHparams, Step, penalty
 
 
 class CausIRLHparams(PenaltyHparams):
     weight: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
     """Weight of the penalty."""
-
-
-def cuts(E: int, B: int, generator: torch.Generator) -> Tensor:
-    """One number in [0, 1) per row: where it is cut."""
-    return torch.rand(E, generator=generator)
 
 
 @penalty("constant", hparams=CausIRLHparams, noise=cuts)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dgharness import registry
 from dgharness.config import RunConfig, compose, merge
-from dgharness.errors import UsageError
+from dgharness.errors import NotApplicable, UsageError
 from dgharness.training.prepare import Prepared, load_dataset, prepare
 
 
@@ -129,8 +129,6 @@ def _compose(layers: dict[str, Any], flags: dict[str, Any]) -> RunConfig:
 def _job(config: RunConfig) -> Job:
     try:
         prepared: Prepared = prepare(config)
-    except UsageError as error:
-        if "cannot run here" in str(error):
-            return Job(config, "", "", "", not_applicable=str(error))
-        raise
+    except NotApplicable as error:
+        return Job(config, "", "", "", not_applicable=str(error))
     return Job(prepared.config, prepared.config_hash, prepared.name, prepared.experiment)

@@ -10,7 +10,7 @@ from dgharness.config import RunConfig
 from dgharness.data.dataset import Dataset, Grouping
 from dgharness.data.protocols import Splits
 from dgharness.data.source import TrainingSource
-from dgharness.errors import UsageError
+from dgharness.errors import NotApplicable
 from dgharness.plugin import Needs
 
 
@@ -20,7 +20,7 @@ def check_needs(
     """Raise one sentence with everything that is missing for a method."""
     missing = unmet(needs, config, dataset, splits, train_grouping)
     if missing:
-        raise UsageError(f"{name} cannot run here: it needs {' and '.join(missing)}")
+        raise NotApplicable(f"{name} cannot run here: it needs {' and '.join(missing)}")
 
 
 def unmet(
@@ -55,7 +55,7 @@ def unmet(
 def check_source(name: str, needs: Needs, source: TrainingSource) -> None:
     """The part of the needs that an annotator may have changed."""
     if source.num_domains < needs.min_domains:
-        raise UsageError(
+        raise NotApplicable(
             f"{name} cannot run here: it needs at least {needs.min_domains} training domains, and the "
             f"annotator found {source.num_domains}"
         )
@@ -64,11 +64,11 @@ def check_source(name: str, needs: Needs, source: TrainingSource) -> None:
 def check_model(name: str, needs: Needs, model: nn.Module) -> None:
     """The part of the needs that only a built model can answer."""
     if needs.linear_classifier and not isinstance(getattr(model, "classifier", None), nn.Linear):
-        raise UsageError(f"{name} cannot run here: it needs a linear classifier")
+        raise NotApplicable(f"{name} cannot run here: it needs a linear classifier")
     layers = dict(model.get_submodule("featurizer").named_modules())
     absent: Sequence[str] = [layer for layer in needs.feature_maps if layer not in layers]
     if absent:
-        raise UsageError(
+        raise NotApplicable(
             f"{name} cannot run here: it needs the outputs of the featurizer's layers {', '.join(absent)}, "
             f"and this model has {', '.join(filter(None, layers))}"
         )
