@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+COMPARED := erm,irmv1,vrex,group-dro,coral,mmd,causirl-coral,causirl-mmd,drm
 
 .PHONY: help install demo test test-slow check format clean
 
@@ -24,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	@mkdir -p $(DEMO)
-	@cd $(DEMO) && ../$(BIN)/dgharness sweep --algorithms all --dataset colored-digits --target=-90% \
+	@cd $(DEMO) && ../$(BIN)/dgharness sweep --algorithms $(COMPARED) --dataset colored-digits --target=-90% \
 		--trials 3 --preset toy-colored-digits
 	@cd $(DEMO) && ../$(BIN)/dgharness report colored-digits/leave-one-domain-out \
 		--rule last,training-domain-validation,test-domain-validation --extra wga

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,20 @@ class Setup:
     new_model: Callable[[], Any]  # another network, with its own initialisation
 
 
-MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+class MakeOptimizer(Protocol):
+    """Builds the configured optimizer; what is given here replaces what the configuration says."""
+
+    def __call__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        lr: float | None = None,
+        lr_multiplier: float = 1.0,
+        weight_decay: float | None = None,
+        betas: tuple[float, float] | None = None,
+    ) -> torch.optim.Optimizer: ...
+
+
 Descend = Callable[[str, Callable[[], Tensor]], None]
 
 

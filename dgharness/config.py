@@ -235,8 +235,8 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
-    folder = resources.files("dgharness") / "presets"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    with resources.as_file(resources.files("dgharness") / "presets") as folder:
+        return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
 
 
 def preset_tree(name: str) -> dict[str, Any]:

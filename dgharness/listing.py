@@ -69,7 +69,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
     from dgharness.data.dataset import grouping
     from dgharness.training.prepare import load_dataset
 
-    spec_name, _, argument = name.partition(":")
+    spec_name, argument = registry.split_argument("datasets", name)
     if registry.load("datasets", spec_name).argument and not argument:
         show_entry("datasets", spec_name, [], as_json)  # what it is; its examples lie at a path
         return
@@ -113,7 +113,7 @@ def print_config(algorithm: str, preset: str) -> None:
     name = registry.canonical("algorithms", algorithm)
     own = registry.load("algorithms", name).hparams
     config = compose(preset=preset, flags={"algorithm": name})
-    options = registry.load("datasets", config.data.name.partition(":")[0]).options
+    options = registry.load("datasets", registry.split_argument("datasets", config.data.name)[0]).options
     print("# dgharness train --config FILE; uncomment a line to change it")
     print(f"# presets: {', '.join(presets())}")
     for record in fields(RunConfig):

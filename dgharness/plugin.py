@@ -143,6 +143,9 @@ class AlgorithmSpec:
     hparams: type[Hparams] = Hparams
     needs: Needs = Needs()
     restarts: Restarts = lambda hp: ()
+    lr_multipliers: Callable[[Any], Mapping[str, float]] = (
+        lambda hp: {}
+    )  # prefix of parameter names -> factor
     stages: Callable[[Any], Sequence[Stage]] = lambda hp: ()
     noise: Callable[[int, int, torch.Generator], Tensor] | None = None  # (E, B, generator) -> numbers
     zero_on_identical_domains: bool = False  # the conformance kit holds the penalty to it

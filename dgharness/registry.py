@@ -77,6 +77,20 @@ def canonical(group: str, name: str) -> str:
     return ALIASES.get(group, {}).get(name, name)
 
 
+def split_argument(group: str, name: str) -> tuple[str, str]:
+    """A registered name and what stands after its colon; a name may hold a colon of its own.
+
+    >>> split_argument("datasets", "folder:/data/PACS"), split_argument("datasets", "synthetic:slabs")
+    (('folder', '/data/PACS'), ('synthetic:slabs', ''))
+    """
+    if ":" not in name or _given(group, name):
+        return name, ""
+    family, _, argument = name.partition(":")
+    if not _given(group, family) and any(known.startswith(f"{family}:") for known in _names(group)):
+        return name, ""  # a member of a family that does not exist; the lookup says what does
+    return family, argument
+
+
 def load(group: str, name: str) -> Any:
     """The spec of a name or alias. A UsageError says why there is none, or why it cannot be used."""
     entry = _find(group, name)
@@ -92,8 +106,9 @@ def entries(group: str, *, pattern: str = "*", include_unverified: bool = False)
 
     ``pattern`` is a glob over names and aliases. Unverified built-ins are left out unless asked for.
     """
-    names = {name for kind, name in (*_installed(), *_added) if kind == group}
-    chosen = [name for name in names if any(fnmatchcase(n, pattern) for n in (name, *_aliases(group, name)))]
+    chosen = [
+        name for name in _names(group) if any(fnmatchcase(n, pattern) for n in (name, *_aliases(group, name)))
+    ]
     listed = [_listed(group, name) for name in sorted(chosen, key=_natural)]
     return [e for e in listed if include_unverified or e.trust != "unverified" or e.status != "ok"]
 
@@ -192,12 +207,16 @@ def _given(group: str, name: str) -> list[Entry]:
     return claims
 
 
+def _names(group: str) -> set[str]:
+    return {name for kind, name in (*_installed(), *_added) if kind == group}
+
+
 def _find(group: str, name: str) -> Entry:
     given = _given(group, name)
     if len(given) > 1:
         raise UsageError(f"{NOUNS[group]} {name!r} is given by {_sources(given)}; uninstall one of them")
     if not given:
-        known = {n for kind, n in (*_installed(), *_added) if kind == group} | {*ALIASES.get(group, {})}
+        known = _names(group) | {*ALIASES.get(group, {})}
         raise UsageError(f"there is no {NOUNS[group]} {name!r}; {did_you_mean(name, known)}")
     return given[0]
 

@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from dgharness import seeds
+
 
 class Predictor(Protocol):
     """What predicts: per example and deterministic. The model itself is one."""
@@ -61,6 +63,8 @@ class Step(Batch):
     augment: Callable[[Any, str], Any] | None = None  # (x, name of a view) -> another view
     handed_over: Mapping[str, Tensor] = field(default_factory=dict)  # what earlier stages left
     layers: tuple[str, ...] = ()  # featurizer layers whose outputs ``feature_maps`` holds
+    source: Source | None = None  # the training data at large; a learner without one gives none
+    seed: int = 0  # of the learner
 
     @cached_property
     def features_EBD(self) -> Tensor:
@@ -86,6 +90,10 @@ class Step(Batch):
     def fresh(self) -> Step:
         """The same batch and noise with nothing computed yet."""
         return dataclasses.replace(self)
+
+    def generator(self, name: str) -> torch.Generator:
+        """This update's own stream, on the CPU, for draws that ``noise`` cannot hold."""
+        return seeds.generator(self.seed, f"algorithm/{name}", self.t)
 
     def _rows(self, value_N: Tensor) -> Tensor:
         return value_N.unflatten(0, self.domain_EB.shape)

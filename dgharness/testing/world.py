@@ -5,7 +5,7 @@ Shapes: E rows of a batch, B examples per row, N = E*B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,7 @@ class Case:
             steps=40,
             new_model=lambda number: small_model(seed + number).to(dtype),
             views={view: jitter for view in self.spec.needs.views},
+            source=small_source(),
             **options,
         )
         learner.algorithm.to(dtype)
@@ -109,6 +110,7 @@ def small_step(case: Case, model: Any) -> Step:
         pretrained=small_model(0).double(),
         augment=lambda x, name: jitter(x, generator(0, name)),
         layers=case.spec.needs.feature_maps,
+        source=small_source(),
     )
 
 
@@ -139,8 +141,19 @@ class Stateless:
         return self.model.featurizer
 
     @property
-    def classifier(self) -> Callable[[Tensor], Tensor]:
-        return self.classify
+    def classifier(self) -> StatelessClassifier:
+        return StatelessClassifier(self)
+
+
+class StatelessClassifier:
+    """The linear classifier of a stateless model: a call, ``weight`` and ``bias``."""
+
+    def __init__(self, model: Stateless) -> None:
+        self.model = model
+        self.weight, self.bias = model.state["classifier.weight"], model.state["classifier.bias"]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.model.classify(z)
 
 
 def run(learner: Learner, steps: int) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ class Learner:
         new_model: Callable[[int], nn.Module] | None = None,
         views: Mapping[str, Callable[[Any, torch.Generator], Any]] | None = None,
         text_CD: Tensor | None = None,
+        source: Source | None = None,
     ) -> None:
+        self.source = source
         self.spec, self.hp, self.seed, self.steps, self.loss = algorithm, hparams, seed, steps, loss
         self.optimizer_config, self.precision, self.views = optimizer, precision, views or {}
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -56,7 +59,10 @@ class Learner:
         setup = Setup(model, dims, hparams, loss, lambda: self._build_network(new_model))
         with seeded(seed, "init/algorithm"):
             self.algorithm = algorithm.build(setup).to(self.device)
-        self.optimizers = self.algorithm.optimizers(lambda named: opt.make_optimizer(optimizer, named))
+        multipliers = {opt.HEAD: optimizer.head_lr_multiplier, **algorithm.lr_multipliers(hparams)}
+        self.optimizers = self.algorithm.optimizers(
+            partial(opt.make_optimizer, optimizer, multipliers=multipliers)
+        )
         self.averaged = (
             SimpleMovingAverage(self.algorithm, averaging.start)
             if averaging and averaging.name == "sma"
@@ -113,6 +119,8 @@ class Learner:
             augment=self._augment,
             handed_over=self.handed_over,
             layers=self.spec.needs.feature_maps,
+            source=self.source,
+            seed=self.seed,
             **fields,
         )
         self._before_update()

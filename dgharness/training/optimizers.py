@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -46,37 +46,48 @@ class OptimizerConfig(Hparams):
 
 
 def make_optimizer(
-    config: OptimizerConfig, named_parameters: Iterable[tuple[str, nn.Parameter]]
+    config: OptimizerConfig,
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    multipliers: Mapping[str, float] | None = None,
+    *,
+    lr: float | None = None,
+    lr_multiplier: float = 1.0,
+    weight_decay: float | None = None,
+    betas: tuple[float, float] | None = None,
 ) -> Optimizer:
     """The configured optimizer over those parameters that train; one group per learning-rate multiplier.
 
+    ``multipliers`` are by prefix of the parameters' names; what follows them replaces the configuration's.
     Each group keeps ``base_lr``, what ``set_lr`` scales, and ``lr_multiplier``.
     """
     assert config.lr is not None and config.weight_decay is not None, "lr and weight_decay are not resolved"
+    multipliers = {HEAD: config.head_lr_multiplier} if multipliers is None else multipliers
     by_multiplier: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            multiplier = config.head_lr_multiplier if name.startswith(HEAD) else 1.0
-            by_multiplier.setdefault(multiplier, []).append(parameter)
+            own = [factor for prefix, factor in multipliers.items() if name.startswith(prefix)]
+            by_multiplier.setdefault(lr_multiplier * math.prod(own), []).append(parameter)
+    lr = config.lr if lr is None else lr
     groups = [
-        {"params": parameters, "lr": config.lr * by, "base_lr": config.lr * by, "lr_multiplier": by}
+        {"params": parameters, "lr": lr * by, "base_lr": lr * by, "lr_multiplier": by}
         for by, parameters in by_multiplier.items()
     ]
+    betas = (config.beta1, 0.999) if betas is None else betas
     on_cuda = all(parameter.is_cuda for parameters in by_multiplier.values() for parameter in parameters)
     shared: dict[str, Any] = {
-        "lr": config.lr,
-        "weight_decay": config.weight_decay,
+        "lr": lr,
+        "weight_decay": config.weight_decay if weight_decay is None else weight_decay,
         "fused": True if on_cuda else None,
     }
     match config.name:
         case "sgd":
             return torch.optim.SGD(groups, momentum=config.momentum, **shared)
         case "adamw":
-            return torch.optim.AdamW(groups, betas=(config.beta1, 0.999), **shared)
+            return torch.optim.AdamW(groups, betas=betas, **shared)
         case "adam":
-            return torch.optim.Adam(groups, betas=(config.beta1, 0.999), **shared)
+            return torch.optim.Adam(groups, betas=betas, **shared)
         case "sam":
-            return Sam(torch.optim.Adam(groups, betas=(config.beta1, 0.999), **shared), config.sam_rho)
+            return Sam(torch.optim.Adam(groups, betas=betas, **shared), config.sam_rho)
 
 
 class Sam(Optimizer):

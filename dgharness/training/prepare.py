@@ -57,7 +57,7 @@ def load_dataset(data: DataConfig, root: str, trial_seed: int) -> Dataset:
 
 @lru_cache(maxsize=4)
 def _load_dataset(full_name: str, options: str, root: str, trial_seed: int) -> Dataset:
-    name, _, argument = full_name.partition(":")
+    name, argument = registry.split_argument("datasets", full_name)
     spec = registry.load("datasets", name)
     if argument and not spec.argument:
         raise UsageError(f"the dataset {name} takes nothing after its name; write --dataset {name}")
@@ -127,7 +127,7 @@ def uninstalled_code(config: RunConfig) -> list[str]:
     """Hashes of the files behind parts of this run that ``--plugin`` gave: an edit makes another run."""
     named = {
         "algorithms": [config.algorithm],
-        "datasets": [config.data.name.partition(":")[0]],
+        "datasets": [registry.split_argument("datasets", config.data.name)[0]],
         "models": [config.model.name],
         "tta": [config.tta.name],
         "annotators": [config.annotator.name],

@@ -170,6 +170,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         precision=config.train.precision,
         new_model=lambda number: network(number)[0],
         views=dataset.views,
+        source=source,
     )
     if config.tta.name != "none":  # whether the method can use this predictor is known only here
         registry.load("tta", config.tta.name).factory(
