@@ -404,6 +404,49 @@ def test_the_rows_of_groups_are_logged_under_the_groups(go, mlflow_store):
     assert {key for key in keys if key.startswith("train/risk/")} == named
 
 
+@algorithm()
+class LooksAround(Algorithm):
+    """Trains plainly; reports the size of the training data and a number of its own stream."""
+
+    def update(self, step, descend):
+        descend("model", lambda: step.fresh().risks_E.mean())
+        first, again, other = (torch.rand((), generator=step.generator(name)) for name in "aab")
+        assert first == again and first != other
+        return {"examples": step.source.counts_K.sum(), "drawn": first}
+
+
+looks_around = LooksAround
+
+
+def test_an_update_sees_the_training_data_and_has_a_stream_of_its_own(go, mlflow_store):
+    result = go("looks-around", train={"log_every": 1})
+    training_rows = sum(map(len, manifest(result).splits.rows["train"].values()))
+    assert set(curve(mlflow_store, result.path, "train/examples").values()) == {training_rows}
+    drawn = curve(mlflow_store, result.path, "train/drawn")
+    assert len(set(drawn.values())) == len(drawn) > 3
+
+
+@objective(lr_multipliers=lambda hp: {"objective.": 0.0})
+class SlowHead(nn.Module):
+    """Trains the model and a scale of its own at another rate."""
+
+    def __init__(self, dims, hp):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, step, hp):
+        risk = (self.scale * step.risks_E).mean()
+        return risk, {"risk": risk}
+
+
+slow_head = SlowHead
+
+
+def test_a_method_states_the_learning_rates_of_its_own_parameters(go):
+    state = saved(go("slow-head").path)["learner"]
+    assert state["algorithm"]["objective.scale"] == 1
+
+
 def test_what_an_objective_owns_is_trained_and_kept(go, updates):
     state = saved(go("drm").path)["learner"]
     learner = updates[0]["learner"]

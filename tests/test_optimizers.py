@@ -114,6 +114,17 @@ def test_the_head_learns_at_its_own_rate() -> None:
     assert [group["base_lr"] for group in optimizer.param_groups] == [0.01, 0.1]
 
 
+def test_what_a_method_asks_for_replaces_the_configuration() -> None:
+    parameters = named(**{"model.featurizer.w": [1.0], "critic.w": [1.0], "critic.head.w": [1.0]})
+    own = make_optimizer(
+        config(), parameters, {"critic.": 2.0, "critic.head.": 5.0}, weight_decay=0.3, betas=(0.5, 0.9)
+    )
+    assert [group["base_lr"] for group in own.param_groups] == pytest.approx([0.01, 0.02, 0.1])
+    assert {(group["weight_decay"], group["betas"]) for group in own.param_groups} == {(0.3, (0.5, 0.9))}
+    (group,) = make_optimizer(config(), parameters[:1], lr=0.5, lr_multiplier=0.1).param_groups
+    assert (group["lr"], group["base_lr"], group["lr_multiplier"]) == pytest.approx((0.05, 0.05, 0.1))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("lr", 0), ("lr", -1), ("name", "adamm"), ("warmup_steps", -1), ("beta1", 1.0), ("decay_every", 0)],
