@@ -25,7 +25,9 @@ __all__ = [
     "Choice",
     "Hparams",
     "IntLogUniform",
+    "IntUniform",
     "LogUniform",
+    "Neutral",
     "PowerOfTwo",
     "Space",
     "Structural",
@@ -33,6 +35,7 @@ __all__ = [
     "checked",
     "draw",
     "fields",
+    "settled",
     "spaces",
 ]
 
@@ -87,6 +90,20 @@ class IntLogUniform:
 
 
 @dataclass(frozen=True)
+class IntUniform:
+    """The integer part of a uniform draw on [low, high)."""
+
+    low: float
+    high: float
+
+    def sample(self, u: float) -> int:
+        return int(self.low + (self.high - self.low) * u)
+
+    def __str__(self) -> str:
+        return f"integer part of uniform [{self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
 class PowerOfTwo:
     """2^k for an integer k, uniform on low..high inclusive; draws that agree can train together."""
 
@@ -119,6 +136,31 @@ class Structural:
     Fields without it may become one number per trial when trials train together, so no code may branch
     on them.
     """
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a field that was added later: at this value it leaves a run's hash as it was before."""
+
+    value: Any
+
+
+def settled(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """The values without the fields of the model that are at their neutral value.
+
+    >>> class Hp(Hparams):
+    ...     rate: float = 1.0
+    ...     affine: Annotated[bool, Neutral(False)] = False
+    >>> settled(Hp().model_dump(), Hp), settled(Hp(affine=True).model_dump(), Hp)
+    ({'rate': 1.0}, {'rate': 1.0, 'affine': True})
+    """
+    neutral = {
+        name: mark.value
+        for name, field in model.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Neutral)
+    }
+    return {key: value for key, value in values.items() if key not in neutral or neutral[key] != value}
 
 
 class Hparams(BaseModel):

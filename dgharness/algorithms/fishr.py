@@ -15,7 +15,6 @@ Trust: verified
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -27,6 +26,7 @@ from dgharness.plugin import (
     AnnealedHparams,
     Annotated,
     Dims,
+    IntUniform,
     LogUniform,
     Metrics,
     Needs,
@@ -36,20 +36,6 @@ from dgharness.plugin import (
     Uniform,
     objective,
 )
-
-
-@dataclass(frozen=True)
-class IntUniform:
-    """The integer part of a uniform draw on [low, high)."""
-
-    low: int
-    high: int
-
-    def sample(self, u: float) -> int:
-        return int(self.low + (self.high - self.low) * u)
-
-    def __str__(self) -> str:
-        return f"integer part of uniform [{self.low}, {self.high})"
 
 
 class FishrHparams(AnnealedHparams):

@@ -24,6 +24,7 @@ from dgharness.plugin import (
     IntLogUniform,
     LogUniform,
     Needs,
+    Neutral,
     NonNegativeInt,
     Step,
     Structural,
@@ -38,7 +39,7 @@ class IRMv1Hparams(AnnealedHparams):
     """Updates before the penalty gets its weight."""
     unbiased: Annotated[bool, Structural] = True
     """Product of the slopes on two half batches; otherwise the squared slope on the whole batch."""
-    affine: Annotated[bool, Structural] = False
+    affine: Annotated[bool, Structural, Neutral(False)] = False
     """Adds a shift of every output to the scale, and sums over the domains, as the unit tests do."""
 
 
@@ -50,9 +51,9 @@ def irmv1(step: Step, hp: IRMv1Hparams) -> Tensor:
 def irm_penalty(step: Step, unbiased: bool = True, affine: bool = False) -> Tensor:
     """Squared slope of the risk in a scale of the logits: mean over the domains, or with shifts their sum."""
     if not affine:
-        return _squared_means(_scale_slopes(step)[..., None], unbiased).mean()
+        return squared_means(_scale_slopes(step)[..., None], unbiased).mean()
     shift_EBC = grad(lambda z: step.loss(z, step.targets_EB).sum())(step.logits_EBC)
-    return _squared_means(torch.cat([_scale_slopes(step)[..., None], shift_EBC], -1), unbiased).sum()
+    return squared_means(torch.cat([_scale_slopes(step)[..., None], shift_EBC], -1), unbiased).sum()
 
 
 def _scale_slopes(step: Step) -> Tensor:
@@ -62,7 +63,7 @@ def _scale_slopes(step: Step) -> Tensor:
     return slope_EB
 
 
-def _squared_means(slope_EBS: Tensor, unbiased: bool) -> Tensor:
+def squared_means(slope_EBS: Tensor, unbiased: bool) -> Tensor:
     """Squared norm [E] of the mean of S slopes, from the whole batch or unbiased from its halves."""
     if not unbiased:
         return slope_EBS.mean(1).square().sum(-1)

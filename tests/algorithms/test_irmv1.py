@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dgharness.algorithms.irmv1 import irmv1
+from dgharness.testing import check_algorithm
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -54,3 +56,39 @@ def test_weight_is_1_before_the_anneal_step_and_its_own_from_there(make_step, ru
     for t, weight in [(499, 1.0), (500, 100.0)]:
         loss, metrics, _ = run(irmv1, make_step(t=t))
         torch.testing.assert_close(loss, metrics["risk"] + weight * metrics["penalty"], **EXACT)
+
+
+def binary(outputs, targets):
+    return F.binary_cross_entropy_with_logits(outputs[..., 0], (targets > 0).double(), reduction="none")
+
+
+def affine_gradient(step, row, examples=slice(None)):
+    """Gradient of the mean risk of some examples in a factor of their outputs and in a shift of each."""
+    logits, targets = step.logits_EBC[row, examples], step.targets_EB[row, examples]
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    shift_C = torch.zeros(logits.shape[-1], dtype=torch.float64, requires_grad=True)
+    risk = step.loss(logits * scale + shift_C, targets).mean()
+    found = torch.autograd.grad(risk, [scale, shift_C], create_graph=True)
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss": binary}])
+def test_affine_option_adds_a_shift_of_every_output_and_sums_over_the_domains(make_step, run, grads, fields):
+    step = make_step(**fields)
+    expected = sum(affine_gradient(step, e).square().sum() for e in range(3))
+    _, metrics, _ = run(irmv1, step, affine=True, unbiased=False)
+    torch.testing.assert_close(metrics["penalty"], expected, **EXACT)
+    torch.testing.assert_close(grads(metrics["penalty"], step.model), grads(expected, step.model), **EXACT)
+
+
+@pytest.mark.parametrize("B", [5, 6])
+def test_affine_option_multiplies_the_halves_gradients_where_it_is_to_be_unbiased(make_step, run, grads, B):
+    step, even, odd = make_step(B=B), slice(0, None, 2), slice(1, None, 2)
+    expected = sum(affine_gradient(step, e, even) @ affine_gradient(step, e, odd) for e in range(3))
+    _, metrics, _ = run(irmv1, step, affine=True)
+    torch.testing.assert_close(metrics["penalty"], expected, **EXACT)
+    torch.testing.assert_close(grads(metrics["penalty"], step.model), grads(expected, step.model), **EXACT)
+
+
+def test_affine_option_conforms_in_force():
+    check_algorithm(irmv1, anneal_steps=3, weight=1.0, affine=True, unbiased=False)
