@@ -1,12 +1,12 @@
 """Aligns the feature distributions of the domains by the Sinkhorn divergence, optimal transport made smooth.
 
-Paper: Lee, Kim, Jung, Kang, Lim and Park, "Feature-aligned N-BEATS with Sinkhorn divergence", ICLR 2024,
+Paper: Lee, Jeon, Kang and Park, "Feature-aligned N-BEATS with Sinkhorn divergence", ICLR 2024,
     arXiv:2305.15196.
 Equation: mean_{i<j} [ OT(Z_i, Z_j) - OT(Z_i, Z_i) / 2 - OT(Z_j, Z_j) / 2 ],
     OT(X, Y) = min_{P in U} sum_{ij} P_ij |x_i - y_j|^2 / 2 + eps KL(P | uniform), U the couplings of X and Y
 Agrees with: the paper's loss on one layer of features under pairs=worst and softmax=true; its forecasting
     network sums it over stacks. Fifty iterations, of which the first half let eps fall from the squared
-    diameter; the paper's solver stops as soon as eps is reached.
+    diameter; what they leave undone favours one side of a pair, so both orders are averaged.
 Trust: verified
 """
 
