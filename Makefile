@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 DEMO := demo
 COMPARED := erm,irmv1,vrex,group-dro,coral,mmd,causirl-coral,causirl-mmd,drm
 
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo test test-slow docs check format clean
 
 help:
 	@echo "make demo       compare nine algorithms on a bundled toy, in a few minutes"
 	@echo "make test       the test suite"
 	@echo "make test-slow  signals, kills and servers"
+	@echo "make docs       docs/algorithms.md from the code"
 	@echo "make check      linters and types"
 	@echo "make format     put the code in order"
 
@@ -37,6 +38,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+docs: install
+	$(BIN)/python docs/generate_algorithms.py
 
 check: install
 	$(BIN)/ruff check .

@@ -27,6 +27,8 @@ class Setup:
     hp: Any
     loss: Callable[[Tensor, Tensor], Tensor]
     new_model: Callable[[], Any]  # another network, with its own initialisation
+    optimizer: Any = None  # the configuration of the optimizers
+    batch_size: Any = None  # examples per row as configured, or "all"; None where nobody said
 
 
 class MakeOptimizer(Protocol):

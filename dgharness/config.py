@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from dgharness.errors import UsageError, did_you_mean
-from dgharness.hparams import Hparams, checked, spaces
+from dgharness.hparams import Hparams, Neutral, checked, spaces
 from dgharness.registry import add_plugin, canonical, load
 from dgharness.training.averaging import AveragingConfig
 from dgharness.training.optimizers import OptimizerConfig
@@ -63,11 +63,12 @@ class DataConfig(Part):
 class ProtocolConfig(Hparams):
     """How the domains are split."""
 
-    name: Literal["leave-one-domain-out"] = "leave-one-domain-out"
+    name: Literal["", "leave-one-domain-out", "official"] = ""
+    """leave-one-domain-out, or official (the dataset's own split); empty takes the dataset's default."""
     targets: Names = ()
-    """Domains held out; empty takes the dataset's last."""
+    """Domains held out; empty takes the dataset's last, or those of its official split."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Part of every domain kept from training: validation, and for a target the oracle's."""
+    """Part of every domain kept from training: validation, and for a target the oracle's. Not in official."""
 
 
 class TrainConfig(Hparams):
@@ -97,6 +98,9 @@ class TTAConfig(Part):
     """Target examples per call."""
     order: Literal["shuffled", "manifest"] = "shuffled"
     """Order of the target stream; shuffled by the trial's own stream."""
+    choose: Annotated[NonNegativeInt, Neutral(0)] = 0
+    """Draws of the method's hyperparameters to choose from by adapting to validation data, the first as
+    given; 0 takes what is given."""
 
 
 class AnnotatorConfig(Part):

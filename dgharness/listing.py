@@ -75,9 +75,15 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         return
     dataset = load_dataset(DataConfig(name=name), data_root, 0)
     groups = grouping(dataset.manifest, dataset.groups)
+    columns = {"domains": "domain", "splits": "split", "classes": "y"}
+    if dataset.task.name == "regression":
+        del columns["classes"]
     counts: dict[str, dict[Any, int]] = {
-        "domains": dataset.manifest["domain"].value_counts(sort=False).to_dict(),
-        "classes": dataset.manifest["y"].value_counts(sort=False).to_dict(),
+        **{
+            part: dataset.manifest[column].value_counts(sort=False).to_dict()
+            for part, column in columns.items()
+            if column in dataset.manifest
+        },
         "groups": {group: int((groups.group_M == number).sum()) for number, group in enumerate(groups.names)},
     }
     facts: dict[str, Any] = {
@@ -86,6 +92,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         "examples": len(dataset.manifest),
         "input": list(dataset.input_shape),
         "digest": dataset.digest,
+        **({"targets": _numbers(dataset.targets_M)} if "classes" not in columns else {}),
         **{part: {str(key): int(value) for key, value in table.items()} for part, table in counts.items()},
     }
     if as_json:
@@ -94,9 +101,16 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
     print(f"{dataset.name}{' (a toy)' if dataset.toy else ''}: {len(dataset.manifest)} examples")
     _print_row("input", " x ".join(map(str, dataset.input_shape)))
     _print_row("digest", dataset.digest)
-    for part in ("domains", "classes", "groups"):
+    if "targets" in facts:
+        _print_row("targets", "numbers, " + ", ".join(f"{k} {v:.3g}" for k, v in facts["targets"].items()))
+    for part in counts:
         _print_row(part, " · ".join(f"{key} {value}" for key, value in facts[part].items()))
     _print_fields("options", registry.show("datasets", spec_name).get("hyperparameters") or [])
+
+
+def _numbers(targets_M: Any) -> dict[str, float]:
+    known = targets_M[~targets_M.isnan()].double()
+    return {"mean": known.mean().item(), "standard deviation": known.std().item()}
 
 
 def print_config(algorithm: str, preset: str) -> None:

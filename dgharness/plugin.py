@@ -21,12 +21,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeInt, field_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, field_validator
 from torch import Tensor, nn
 
-from dgharness.algorithm import Algorithm, Descent, Metrics, Pure, Setup
+from dgharness.algorithm import Algorithm, Descend, Descent, MakeOptimizer, Metrics, Pure, Setup
 from dgharness.errors import UsageError
-from dgharness.hparams import Annotated, Choice, Hparams, IntLogUniform, LogUniform, Structural, Uniform
+from dgharness.hparams import (
+    Annotated,
+    Choice,
+    Hparams,
+    IntLogUniform,
+    IntUniform,
+    LogUniform,
+    Neutral,
+    Structural,
+    Uniform,
+)
 from dgharness.step import Batch, Dims, Predictor, Source, Step
 
 __all__ = [
@@ -38,12 +48,17 @@ __all__ = [
     "AnnotatorSpec",
     "Batch",
     "Choice",
+    "Descend",
     "Dims",
     "Hparams",
     "IntLogUniform",
+    "IntUniform",
     "LogUniform",
+    "MakeOptimizer",
     "Metrics",
     "Needs",
+    "Neutral",
+    "NonNegativeFloat",
     "NonNegativeInt",
     "PenaltyHparams",
     "Predictor",
@@ -151,6 +166,7 @@ class AlgorithmSpec:
     zero_on_identical_domains: bool = False  # the conformance kit holds the penalty to it
     sampler: str | None = None  # an exception from the protocol's sampler; it is tagged
     tta: str | None = None  # the default TTA method
+    model: Any = None  # a ModelSpec, where the method brings a network of its own
     version: int = 1  # raise it when the numbers change
     doc: str = ""
     api: int = API_VERSION

@@ -1,19 +1,17 @@
 """What can be named on the command line: algorithms, datasets, models and the other open parts.
 
 Every part comes from an entry point of the group ``dgharness.<group>``, the built-in ones like those of
-other packages, or from ``add_plugin`` for code that is not installed. Nothing is imported before it is
-used: the listing reads the docstrings of built-in modules from their files.
+other packages, or from ``add_plugin`` for code that is not installed; an algorithm may also be an unmodified
+class of DomainBed, ``domainbed:MODULE:CLASS``. Nothing is imported before it is used: the listing reads the
+docstrings of built-in modules from their files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -23,6 +21,7 @@ from typing import Any
 
 from dgharness.docstrings import module_doc, parse_doc
 from dgharness.errors import UsageError, did_you_mean
+from dgharness.importing import Broken, failed, import_module, import_named
 
 API_VERSION = 1  # of the plugin contract; repeated here because dgharness.plugin imports torch
 NOUNS = {
@@ -48,18 +47,15 @@ class Entry:
     attr: str
     distribution: str  # empty for --plugin
     version: str  # of the distribution
-    source: str  # "built-in", "plugin PACKAGE VERSION" or "--plugin FILE (sha256 16 digits)"
+    # "built-in", "plugin PACKAGE VERSION", "--plugin FILE (sha256 DIGITS)" or "domainbed FILE (...)"
+    source: str
     aliases: tuple[str, ...] = ()
     status: str = "ok"  # or "broken: reason"
     summary: str = ""
     paper: str = ""
     equation: str = ""
     trust: str = ""  # core, verified, unverified, or plugin; empty where tiers do not apply
-    sha256: str = ""  # of the file that --plugin gave; installed code has a version
-
-
-class _Broken(Exception):
-    """Why an entry cannot be used."""
+    sha256: str = ""  # of the file that --plugin or domainbed: gave; installed code has a version
 
 
 _added: dict[tuple[str, str], tuple[Entry, Any]] = {}  # (group, name) -> what add_plugin was given
@@ -96,7 +92,7 @@ def load(group: str, name: str) -> Any:
     entry = _find(group, name)
     try:
         return _spec(entry)
-    except _Broken as broken:
+    except Broken as broken:
         noun = NOUNS[group]
         raise UsageError(f"{noun} {name!r} ({entry.source}) cannot be used: {broken}") from broken.__cause__
 
@@ -150,10 +146,10 @@ def add_plugin(text: str) -> Entry:
     if not where or not attr:
         raise UsageError(f"--plugin {text} must be MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE")
     try:
-        module = _import_file(Path(where)) if where.endswith(".py") else _import(where, Path.cwd())
+        module = import_named(where)
         spec = _attribute(module, attr)
         group = _group_of(spec)
-    except _Broken as broken:
+    except Broken as broken:
         raise UsageError(f"--plugin {text} cannot be used: {broken}") from broken.__cause__
     name = attr.replace("_", "-")
     if (group, name) in _added:
@@ -169,6 +165,27 @@ def add_plugin(text: str) -> Entry:
     entry = Entry(name, group, module.__name__, attr, "", "", f"--plugin {file} (sha256 {sha})", sha256=sha)
     _added[group, name] = entry, spec
     return _listed(group, name)
+
+
+def _bring(name: str) -> None:
+    """Take in an unmodified DomainBed class: "domainbed:MODULE:CLASS" or "domainbed:FILE.py:CLASS"."""
+    if ("algorithms", name) in _added:
+        return
+    where, _, attr = name.partition(":")[2].rpartition(":")
+    if not where or not attr:
+        raise UsageError(f"algorithm {name!r} must be domainbed:MODULE:CLASS or domainbed:FILE.py:CLASS")
+    from dgharness.compat.domainbed import lift  # torch
+
+    try:
+        module = import_named(where)
+        spec, file, sha = lift(module, attr)
+    except Broken as broken:
+        raise UsageError(f"algorithm {name!r} cannot be used: {broken}") from broken.__cause__
+    source = f"domainbed {file} (sha256 {sha})"
+    _added["algorithms", name] = (
+        Entry(name, "algorithms", module.__name__, attr, "", "", source, sha256=sha),
+        spec,
+    )
 
 
 # --- from a name to a spec -------------------------------------------------------------------------
@@ -198,6 +215,8 @@ def _installed() -> dict[tuple[str, str], list[Entry]]:
 
 def _given(group: str, name: str) -> list[Entry]:
     """All that claim a name; an alias is a name like any other."""
+    if group == "algorithms" and name.partition(":")[0] == "domainbed":
+        _bring(name)
     real = canonical(group, name)
     claims = [*_installed().get((group, name), ())]
     if real != name:
@@ -224,10 +243,10 @@ def _find(group: str, name: str) -> Entry:
 def _spec(entry: Entry) -> Any:
     if (entry.group, entry.name) in _added:
         return _added[entry.group, entry.name][1]
-    spec = _attribute(_import(entry.module), entry.attr)
+    spec = _attribute(import_module(entry.module), entry.attr)
     group = _group_of(spec)
     if group != entry.group:
-        raise _Broken(
+        raise Broken(
             f"{entry.module}:{entry.attr} is a spec for dgharness.{group} "
             f"but is registered under dgharness.{entry.group}"
         )
@@ -238,11 +257,11 @@ def _group_of(spec: Any) -> str:
     """The group a spec states, once it is known to be a spec that this version can use."""
     group = _stated(spec)
     if group is None:
-        raise _Broken(f"it has type {type(spec).__name__}; a decorator of dgharness.plugin makes a spec")
+        raise Broken(f"it has type {type(spec).__name__}; a decorator of dgharness.plugin makes a spec")
     if (api := getattr(spec, "api", None)) != API_VERSION:
         from dgharness import __version__
 
-        raise _Broken(
+        raise Broken(
             f"it is written for plugin API {api}, and dgharness {__version__} has API {API_VERSION}; "
             "install versions that match"
         )
@@ -258,46 +277,8 @@ def _attribute(module: ModuleType, attr: str) -> Any:
     if not hasattr(module, attr):
         specs = [name for name, value in vars(module).items() if _stated(value)]
         hint = did_you_mean(attr, specs) if specs else "it defines no spec at all"
-        raise _Broken(f"{module.__name__} has no {attr!r}; {hint}")
+        raise Broken(f"{module.__name__} has no {attr!r}; {hint}")
     return getattr(module, attr)
-
-
-def _import(name: str, folder: Path | None = None) -> ModuleType:
-    if folder:
-        _put_on_path(folder)
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever a plugin does, the harness goes on without it
-        raise _failed(name, error) from error
-
-
-def _import_file(file: Path) -> ModuleType:
-    """Run a file as a module whose name depends on its place, so that no other module is in its way."""
-    path = file.resolve()
-    if not path.is_file():
-        raise _Broken(f"there is no file {path}")
-    name = f"dgharness_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    _put_on_path(path.parent)
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found and found.loader, f"no loader for {path}"
-    sys.modules[name] = module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise _failed(str(file), error) from error
-    return module
-
-
-def _put_on_path(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def _failed(what: str, error: BaseException) -> _Broken:
-    return _Broken(" ".join(f"importing {what} failed: {type(error).__name__}: {error}".split()))
 
 
 # --- from a name to a line of the listing ----------------------------------------------------------
@@ -307,9 +288,9 @@ def _listed(group: str, name: str) -> Entry:
     given = _given(group, name)
     try:
         if len(given) > 1:
-            raise _Broken(f"the name is given by {_sources(given)}; uninstall one of them")
+            raise Broken(f"the name is given by {_sources(given)}; uninstall one of them")
         return _described(given[0], _doc_of(given[0]))
-    except _Broken as broken:
+    except Broken as broken:
         return dataclasses.replace(_described(given[0], ""), status=f"broken: {broken}")
 
 
@@ -331,9 +312,9 @@ def _doc_of(entry: Entry) -> str:
     try:
         return module_doc(entry.module)
     except FileNotFoundError as error:
-        raise _Broken(f"there is no file {error.filename}") from error
+        raise Broken(f"there is no file {error.filename}") from error
     except SyntaxError as error:
-        raise _failed(entry.module, error) from error
+        raise failed(entry.module, error) from error
 
 
 def _sources(given: list[Entry]) -> str:

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from dgharness.config import PROFILE, Part, RunConfig, preset_tree
 from dgharness.data.dataset import Dataset
-from dgharness.hparams import Choice, Hparams, LogUniform, PowerOfTwo, checked, draw, spaces
+from dgharness.data.protocols import default_targets
+from dgharness.hparams import Choice, Hparams, LogUniform, PowerOfTwo, checked, draw, settled, spaces
 from dgharness.plugin import AlgorithmSpec
 
 
@@ -64,7 +65,7 @@ def resolve(
             if given[key] is None and key not in spaces(profile):
                 given[key] = published.get(section, {}).get(key)
     drawn: Any = draw(profile, *seeds, {key: value for key, value in given.items() if value is not None})
-    model_values = config.model.options
+    model_values = {} if algorithm.model else config.model.options
     if "dropout" in model_options.model_fields and hasattr(drawn, "dropout"):
         model_values.setdefault("dropout", drawn.dropout)
     options = Options(
@@ -76,14 +77,17 @@ def resolve(
         else None,
     )
     defaults, train = dataset.defaults, config.train
+    model = "own" if algorithm.model else config.model.name or defaults.model
+    protocol = config.protocol.name or defaults.protocol
+    targets = config.protocol.targets or default_targets(protocol, dataset)
     resolved = config.model_copy(
         update={
             "hp": options.hp.model_dump(mode="json"),
             "data": config.data.model_copy(update={"groups": config.data.groups or dataset.groups}),
             "protocol": config.protocol.model_copy(
-                update={"targets": _in_order(config.protocol.targets or dataset.domains[-1:], dataset)}
+                update={"name": protocol, "targets": _in_order(targets, dataset)}
             ),
-            "model": Part(name=config.model.name or defaults.model, **options.model.model_dump(mode="json")),
+            "model": Part(name=model, **options.model.model_dump(mode="json")),
             "optimizer": config.optimizer.model_copy(
                 update={"lr": drawn.lr, "weight_decay": drawn.weight_decay}
             ),
@@ -106,13 +110,6 @@ def _in_order(targets: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
     return tuple(sorted(targets, key=lambda target: place.get(target, len(place))))
 
 
-@dataclass(frozen=True)
-class Neutral:
-    """Marks a field that was added later: at this value it leaves the hash as it was before."""
-
-    value: Any
-
-
 # Where it runs, where files lie and what is printed; the digests of data and weights say what was in them.
 PLACES = ("execution", "preset", "plugins", "shown", "weights_file", "cache_dir", "download")
 
@@ -123,12 +120,16 @@ def config_hash(
     dataset: Dataset,
     weights_sha: str | None = None,
     code: Sequence[str] = (),
+    options: Options | None = None,
 ) -> str:
     """SHA-256 of what decides the result: settings, versions of the parts, data and weights.
 
     Two runs of the same hash, on the same kind of machine with as many threads, give the same result.
+    ``options`` are the typed settings of the parts, which know what was added later.
     """
     named = config.model_copy(update={"data": config.data.model_copy(update={"name": dataset.name})})
+    if options is not None:
+        named = without_later_fields(named, options)
     identity = {
         "config": _identity(named, leave_out=PLACES),
         "versions": dict(versions),
@@ -139,13 +140,18 @@ def config_hash(
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
 
 
+def without_later_fields(config: RunConfig, options: Options) -> RunConfig:
+    """The configuration without the hyperparameters and model settings that are at their neutral value."""
+    model = Part(name=config.model.name, **settled(config.model.options, type(options.model)))
+    return config.model_copy(update={"hp": settled(config.hp, type(options.hp)), "model": model})
+
+
 def _identity(model: BaseModel, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     extra = model.model_extra or {}
     kept: dict[str, Any] = {name: value for name, value in extra.items() if name not in leave_out}
-    for name, field in type(model).model_fields.items():
+    for name in type(model).model_fields:
         value = getattr(model, name)
-        neutral = [mark for mark in field.metadata if isinstance(mark, Neutral) and mark.value == value]
-        if name in leave_out or neutral:
+        if name in leave_out or not settled({name: value}, type(model)):
             continue
         kept[name] = _identity(value, leave_out) if isinstance(value, BaseModel) else value
     return kept

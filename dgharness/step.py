@@ -35,6 +35,7 @@ class Dims:
     domains: int
     groups: int
     rows: int = 0  # of the manifest, for state per example
+    input_shape: tuple[int, ...] = ()  # of one example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,17 @@ class Step(Batch):
     def fresh(self) -> Step:
         """The same batch and noise with nothing computed yet."""
         return dataclasses.replace(self)
+
+    def rows(self) -> Iterator[Step]:
+        """Each row as a step of its own, for what passes the network domain by domain."""
+        rows, examples = self.domain_EB.shape
+        per_row = ("targets_EB", "domain_EB", "group_EB", "index_EB")
+        for e in range(rows):
+            part = slice(e * examples, (e + 1) * examples)
+            x = {key: v[part] for key, v in self.x.items()} if isinstance(self.x, Mapping) else self.x[part]
+            fields = {name: getattr(self, name)[e : e + 1] for name in per_row}
+            attributes = {name: value_EB[e : e + 1] for name, value_EB in self.attributes.items()}
+            yield dataclasses.replace(self, x=x, attributes=attributes, **fields)
 
     def generator(self, name: str) -> torch.Generator:
         """This update's own stream, on the CPU, for draws that ``noise`` cannot hold."""

@@ -277,10 +277,10 @@ def test_the_printed_configuration_explains_itself(dgharness):
 
 def test_the_algorithms_are_listed_one_a_line(dgharness):
     lines = dgharness("algorithms").out.splitlines()
-    assert [line.split()[0] for line in lines][:3] == ["causirl-coral", "causirl-mmd", "coral"]
+    assert [line.split()[0] for line in lines][:3] == ["and-mask", "causirl-coral", "causirl-mmd"]
     (irm,) = [line for line in lines if line.startswith("irmv1")]
     assert "verified" in irm and irm.endswith("(also irm)")
-    assert json.loads(dgharness("algorithms", "--json").out)[0]["name"] == "causirl-coral"
+    assert json.loads(dgharness("algorithms", "--json").out)[0]["name"] == "and-mask"
     assert dgharness("algorithms", "--pattern", "zz*").err == "no algorithm matches 'zz*'\n"
 
 

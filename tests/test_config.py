@@ -11,8 +11,8 @@ import yaml
 from dgharness.config import RunConfig, compose, merge
 from dgharness.data.dataset import Defaults
 from dgharness.errors import UsageError
-from dgharness.hparams import Hparams, LogUniform, Uniform, checked, draw
-from dgharness.resolution import Neutral, config_hash, flat
+from dgharness.hparams import Hparams, LogUniform, Neutral, Uniform, checked, draw
+from dgharness.resolution import config_hash, flat
 from dgharness.training.prepare import Prepared, prepare
 
 
@@ -338,6 +338,21 @@ def test_a_later_field_at_its_neutral_value_leaves_old_hashes_alone():
     old = config_hash(prepared.config, {}, prepared.dataset)
     assert config_hash(Later(**values), {}, prepared.dataset) == old
     assert config_hash(Later(**values, smoothing=0.1), {}, prepared.dataset) != old
+
+
+def test_a_later_hyperparameter_at_its_neutral_value_leaves_old_hashes_alone():
+    plain, set_to_it, changed = (
+        resolved(algorithm="irmv1", hp=hp).config_hash for hp in ({}, {"affine": False}, {"affine": True})
+    )
+    assert plain == set_to_it != changed
+    prepared = resolved(algorithm="irmv1")
+    before = prepared.config.model_copy(
+        update={"hp": {key: value for key, value in prepared.config.hp.items() if key != "affine"}}
+    )
+    versions = {"algorithm": 1, "model": 1}
+    assert config_hash(before, versions, prepared.dataset) == config_hash(
+        prepared.config, versions, prepared.dataset, options=prepared.options
+    )
 
 
 def test_tracked_settings_are_flat_text_without_places():

@@ -569,6 +569,39 @@ def test_a_test_time_method_gets_its_own_copy_once_per_target_domain(go, mlflow_
         )
 
 
+@tta_method()
+class AlwaysFirst:
+    """Predicts the first class whatever it sees."""
+
+    def __init__(self, predictor, hp, source, seed):
+        self.predictor = predictor
+
+    def __call__(self, x):
+        logits_NC = self.predictor.classify(self.predictor.features(x))
+        return torch.eye(logits_NC.shape[1])[0].expand_as(logits_NC)
+
+
+always_first = AlwaysFirst
+
+
+@objective(tta="always-first")
+def adapts_by_nature(step, hp):
+    """Plain risk minimisation that counts on its test-time method."""
+    risk = step.risks_E.mean()
+    return risk, {"risk": risk}
+
+
+def test_a_method_that_adapts_is_chosen_by_what_it_makes_of_the_validation_domains(go, mlflow_store):
+    plain = go("erm")
+    result = go("adapts-by-nature", "always_first", output="adapting")
+    data, splits = manifest(result).dataset, manifest(result).splits
+    shares = [float((data.targets_M[rows] == 0).float().mean()) for rows in splits.rows["val"].values()]
+    adapted = curve(mlflow_store, result.path, "val/acc_domain_mean")
+    assert list(adapted.values()) == pytest.approx([sum(shares) / len(shares)] * len(adapted))
+    unadapted = curve(mlflow_store, result.path, "val_unadapted/acc_domain_mean")
+    assert unadapted == curve(mlflow_store, plain.path, "val/acc_domain_mean")
+
+
 def test_drm_logs_its_adaptivity_gap_for_every_target(go, mlflow_store):
     targets = {"protocol": {"targets": list(DOMAINS[1:])}}
     result = go("drm", **targets)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_runs import differences
 from torch import nn
+from toy_settings import toy
 
 from dgharness import registry
 from dgharness.data.source import TrainingSource
@@ -17,7 +18,8 @@ from dgharness.training.averaging import AveragingConfig
 from dgharness.training.learner import Learner
 from dgharness.training.optimizers import OptimizerConfig
 
-DIMS = Dims(outputs=3, features=6, domains=3, groups=3)
+DIMS = Dims(outputs=3, features=6, domains=3, groups=3, input_shape=(10,))
+DRAWS_FOR_ITSELF = {"nw-head", "sparse-irm", "ddg", "meta-dmoe"}
 
 
 def make(name_or_spec="erm", model=None, seed=0, optimizer=None, **options):
@@ -67,9 +69,14 @@ def test_a_step_is_the_textbook_step():
 @pytest.mark.parametrize("name", [e.name for e in registry.entries("algorithms") if e.source == "built-in"])
 def test_two_learners_with_the_same_weights_minibatches_and_noise_stay_the_same(name):
     spec = registry.load("algorithms", name)
-    one, other = make(name, seed=0), make(name, seed=1)
+    # What noise cannot hold is drawn from the learner's own seed.
+    seeds = (0, 0) if name in DRAWS_FOR_ITSELF else (0, 1)
+    one, other = (
+        make(name, seed=seed, hp=spec.hparams(**toy(name)), new_model=small_model, source=small_source())
+        for seed in seeds
+    )
     other.load_state_dict(one.state_dict())
-    for t in range(6):
+    for t in range(10):
         noise = spec.noise(3, 8, torch.Generator().manual_seed(t)) if spec.noise else None
         x, y_EB = small_batch(t)
         mine, theirs = (learner.step(x, y_EB, noise=noise) for learner in (one, other))

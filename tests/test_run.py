@@ -16,6 +16,7 @@ from small_runs import (
     small_config,
     stored,
 )
+from toy_settings import toy
 
 from dgharness import registry
 from dgharness.errors import DivergenceError, Interrupted, UsageError
@@ -39,8 +40,7 @@ def _own_plugins(monkeypatch):
 
 def settings(algorithm):
     """What puts every mechanism of an algorithm into the ten updates."""
-    annealed = "anneal_steps" in registry.load("algorithms", algorithm).hparams.model_fields
-    return {"hp": {"anneal_steps": 5, "weight": 10.0}} if annealed else {}
+    return {"hp": toy(algorithm)}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

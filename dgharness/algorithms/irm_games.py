@@ -23,11 +23,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from dgharness.algorithm import Descend, MakeOptimizer
 from dgharness.plugin import (
     Algorithm,
     Annotated,
+    Descend,
     Hparams,
+    MakeOptimizer,
     Metrics,
     Needs,
     Setup,

@@ -18,13 +18,14 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from dgharness.adversaries import domain_loss
-from dgharness.algorithm import Descend, MakeOptimizer
 from dgharness.errors import UsageError
 from dgharness.plugin import (
     Algorithm,
     Annotated,
+    Descend,
     Hparams,
     LogUniform,
+    MakeOptimizer,
     Metrics,
     Needs,
     Setup,

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from dgharness.algorithm import Descend
 from dgharness.distances import full_precision
 from dgharness.errors import UsageError
 from dgharness.plugin import (
     Algorithm,
     Annotated,
     Choice,
+    Descend,
     Hparams,
     Metrics,
     Needs,

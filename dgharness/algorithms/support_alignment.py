@@ -21,14 +21,15 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from dgharness.adversaries import domain_loss, mlp
-from dgharness.algorithm import Descend, MakeOptimizer
 from dgharness.distances import full_precision, mean_pair, pairs
 from dgharness.plugin import (
     Algorithm,
     Annotated,
     Choice,
+    Descend,
     Hparams,
     LogUniform,
+    MakeOptimizer,
     Metrics,
     Needs,
     Setup,

@@ -49,6 +49,11 @@ def classification(outputs: int) -> Task:
     return Task("classification", outputs, cross_entropy, lambda logits: logits.argmax(-1))
 
 
+def regression(outputs: int = 1) -> Task:
+    """Numbers: squared error; several outputs are each held to the target."""
+    return Task("regression", outputs, squared_error, lambda outputs: outputs.mean(-1))
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy per example, of [..., C] and [...].
 
@@ -59,6 +64,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return flat.unflatten(0, targets.shape)
 
 
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error per example, of [..., C] and [...], averaged over the outputs; 0 where a target is NaN.
+
+    >>> squared_error(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, torch.nan]))
+    tensor([4., 0.])
+    """
+    error = outputs - targets.nan_to_num().unsqueeze(-1)
+    return torch.where(targets.isnan().unsqueeze(-1), 0.0, error).square().mean(-1)
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a run on this dataset does unless it is told otherwise."""
@@ -66,13 +81,15 @@ class Defaults:
     model: str = "mlp"
     steps: int = 5000
     eval_every: int = 100
+    protocol: str = "leave-one-domain-out"
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Manifest columns: ``y`` and ``domain`` (categorical, in their official order), then attributes.
 
-    Attributes are categorical or float. A missing category is unknown.
+    Attributes are categorical or float. A missing category is unknown. In regression ``y`` is a float, NaN
+    where it is unknown. A column ``split`` is the split of the protocol ``official``, and no attribute.
     """
 
     name: str
@@ -94,7 +111,9 @@ class Dataset:
 
     @cached_property
     def targets_M(self) -> Tensor:
-        """Labels of all manifest rows."""
+        """Labels of all manifest rows: classes as int64, numbers as float32."""
+        if pd.api.types.is_float_dtype(self.manifest["y"].dtype):
+            return torch.from_numpy(self.manifest["y"].to_numpy(np.float32, copy=True))
         return torch.from_numpy(self.manifest["y"].cat.codes.to_numpy(np.int64, copy=True))
 
     @cached_property
@@ -105,7 +124,7 @@ class Dataset:
     def attributes_M(self) -> dict[str, Tensor]:
         """Every attribute of all manifest rows: codes of a category (-1 unknown), float32 of a number."""
         attributes = {}
-        for name in self.manifest.columns.drop(["y", "domain"]):
+        for name in self.manifest.columns.drop(["y", "domain", "split"], errors="ignore"):
             column = self.manifest[name]
             if isinstance(column.dtype, pd.CategoricalDtype):
                 attributes[name] = torch.from_numpy(column.cat.codes.to_numpy(np.int64, copy=True))

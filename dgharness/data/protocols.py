@@ -24,7 +24,8 @@ class Splits:
     """Manifest rows by split and domain.
 
     ``train`` and ``val`` hold the training domains; ``test`` and ``test_holdout`` the targets, the latter
-    for the oracle alone.
+    for the oracle alone, where the protocol sets such a part aside. ``id_val`` and ``id_test``, where a
+    dataset has them, are further examples of the training domains.
     """
 
     rows: Mapping[str, Rows]
@@ -92,9 +93,60 @@ def leave_one_domain_out(
     return Splits(rows)
 
 
+def official(dataset: Dataset, targets: Sequence[str], trial_seed: int, holdout: float = 0.2) -> Splits:
+    """The dataset's own split, its manifest column ``split``, as it stands.
+
+    A domain may lie in several splits; rows of unknown split are left out. The targets are the domains of
+    ``test``. Every test row is reported, so that nothing is held back for an oracle.
+    """
+    rows = _official_rows(dataset)
+    if set(targets) != set(rows["test"]):
+        raise UsageError(
+            f"{dataset.name} is tested on {', '.join(rows['test'])} by its official split, and the target "
+            f"given is {', '.join(targets) or 'none'}; leave the target out, or choose another protocol with "
+            "--set protocol.name=leave-one-domain-out"
+        )
+    return Splits(rows)
+
+
+def default_targets(protocol: str, dataset: Dataset) -> tuple[str, ...]:
+    """The domains that are held out where none is named: the dataset's last, or those of its own split."""
+    return tuple(_official_rows(dataset)["test"]) if protocol == "official" else dataset.domains[-1:]
+
+
 PROTOCOLS: dict[str, Callable[[Dataset, Sequence[str], int, float], Splits]] = {
-    "leave-one-domain-out": leave_one_domain_out
+    "leave-one-domain-out": leave_one_domain_out,
+    "official": official,
 }
+
+OFFICIAL = ("train", "val", "test", "id_val", "id_test")
+
+
+def _official_rows(dataset: Dataset) -> dict[str, Rows]:
+    """Rows by split and domain, both in their own order and neither empty."""
+    if "split" not in dataset.manifest:
+        raise UsageError(
+            f"{dataset.name} has no split of its own (a manifest column named split); "
+            "use --set protocol.name=leave-one-domain-out"
+        )
+    split_M = dataset.manifest["split"].astype("category")
+    if unknown := set(split_M.cat.categories) - set(OFFICIAL):
+        raise UsageError(
+            f"the column split of {dataset.name} holds {sorted(map(str, unknown))[0]!r}; "
+            f"the protocol official knows {', '.join(OFFICIAL)}"
+        )
+    domains = {name: dataset.rows_of(name) for name in dataset.domains}
+    found: dict[str, Rows] = {}
+    for split in OFFICIAL:
+        chosen_M = (split_M == split).to_numpy()
+        by_domain = {name: of_domain[chosen_M[of_domain]] for name, of_domain in domains.items()}
+        found[split] = {name: of_domain for name, of_domain in by_domain.items() if len(of_domain)}
+    if missing := [split for split in ("train", "val", "test") if not found[split]]:
+        raise UsageError(
+            f"the column split of {dataset.name} has no row of {' and none of '.join(missing)}; "
+            "the protocol official needs train, val and test"
+        )
+    return {split: by_domain for split, by_domain in found.items() if by_domain}
 
 
 def _split(rows: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -104,6 +104,10 @@ def _pooled(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
 
 
 def _balanced(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    if pools.targets_M.is_floating_point():
+        raise UsageError(
+            "the sampler balanced balances classes, and the targets here are numbers; use by-group"
+        )
     groups = _by_value(pools.rows_L, pools.group_M)
     classes_of = [_by_value(rows_L, pools.targets_M) for rows_L in groups]
     counts = [len(classes) for classes in classes_of]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -81,6 +82,12 @@ class Scores:
     count: int
     min_group_size: int = 1
     train_count_G: Tensor | None = None
+    loss: ClassVar[str] = "nll"  # what the network minimises, by its key
+
+    @property
+    def goodness(self) -> float:
+        """Mean accuracy over domains: larger is better."""
+        return self.acc_domain_mean
 
     @property
     def acc_domain_mean(self) -> float:

@@ -8,6 +8,9 @@ A weights file is looked for at ``weights_file``, else in torch's download folde
 is downloaded. Its SHA-256 is its identity: a checkpoint known by hash keeps its name wherever it lies, any
 other file is ``file:<name>``.
 
+With ``norm`` some of the BatchNorms normalise by instance (``dgharness.models.ibn``). Weights for that are
+IBN-Net's, which torchvision does not have; they are given as ``weights_file``.
+
 For input of C channels and not three, channel i starts from the filters of channel i modulo 3, as in
 DomainBed; from scratch, the first convolution is just C wide.
 """
@@ -31,7 +34,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, get_model
 
 from dgharness.errors import UsageError
-from dgharness.hparams import Annotated, Choice, Hparams, Structural
+from dgharness.hparams import Annotated, Choice, Hparams, Neutral, Structural
+from dgharness.models.ibn import FixedStatistics, put_instance_norm
 from dgharness.models.model import DropoutRate, ModelSpec, image_channels
 
 CHECKPOINTS = {
@@ -50,6 +54,8 @@ class ResNetOptions(Hparams):
     batchnorm: Annotated[Literal["frozen", "train"], Structural] = "frozen"
     """Frozen: BatchNorm keeps the statistics of the weights, while its scale and shift still train (as
     DomainBed's freeze_bn). From scratch there are none to keep, so the default there is train."""
+    norm: Annotated[Literal["batch", "ibn-a", "ibn-b"], Structural, Neutral("batch")] = "batch"
+    """Normalisation layers: BatchNorm, or with InstanceNorm in part of them as IBN-Net's variants a and b."""
     dropout: Annotated[DropoutRate, Structural, Choice((0.0, 0.1, 0.5))] = 0.0
     """Share of the features dropped."""
 
@@ -59,6 +65,16 @@ class ResNetOptions(Hparams):
         if isinstance(values, Mapping) and values.get("weights") == "scratch":
             return {"batchnorm": "train", **values}
         return values
+
+    @model_validator(mode="after")
+    def _weights_fit_the_norm(self) -> ResNetOptions:
+        weights = getattr(self, "weights", "scratch")
+        if self.norm != "batch" and weights != "scratch" and self.weights_file is None:
+            raise UsageError(
+                f"there are no weights {weights} for model.norm={self.norm}: give those of IBN-Net with "
+                "--set model.weights_file=PATH, or --set model.weights=scratch"
+            )
+        return self
 
 
 class ResNet18Options(ResNetOptions):
@@ -71,17 +87,6 @@ class ResNet50Options(ResNetOptions):
     """What training starts from: in1k-v1 or in1k-v2 (torchvision's ImageNet weights) or scratch."""
 
 
-class FixedStatistics(nn.BatchNorm2d):
-    """BatchNorm that always normalises by its running statistics and never moves them."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.eval()
-
-    def train(self, mode: bool = True) -> FixedStatistics:
-        return super().train(False)
-
-
 # --- the network -----------------------------------------------------------------------------------
 
 
@@ -89,6 +94,8 @@ def _featurizer(architecture: str, input_shape: tuple[int, ...], options: Any) -
     channels = image_channels(architecture, input_shape)
     norm = FixedStatistics if options.batchnorm == "frozen" else nn.BatchNorm2d
     network = get_model(architecture, weights=None, norm_layer=norm)
+    if options.norm != "batch":
+        put_instance_norm(network, options.norm, input_shape)
     features = network.fc.in_features
     network.fc = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
     if channels != 3:
@@ -96,11 +103,12 @@ def _featurizer(architecture: str, input_shape: tuple[int, ...], options: Any) -
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     path = find_weights(architecture, options)
     if path is not None:
-        _load(network, architecture, path, channels)
+        whose = f"torchvision's {architecture}" if options.norm == "batch" else f"IBN-Net's {architecture}"
+        _load(network, architecture, path, channels, whose)
     return network, features
 
 
-def _load(network: nn.Module, architecture: str, path: Path, channels: int) -> None:
+def _load(network: nn.Module, architecture: str, path: Path, channels: int, whose: str) -> None:
     stored = _read(path)
     given = {name: value for name, value in stored.items() if not name.startswith("fc.")}
     first = given.get("conv1.weight")
@@ -118,7 +126,7 @@ def _load(network: nn.Module, architecture: str, path: Path, channels: int) -> N
     if misfits:
         raise UsageError(
             f"the weights in {path} do not fit {architecture}: {misfits[0]} ({len(misfits)} such entries); "
-            f"give a state dict of torchvision's {architecture} or --set model.weights=scratch"
+            f"give a state dict of {whose} or --set model.weights=scratch"
         )
     network.load_state_dict(given)
 

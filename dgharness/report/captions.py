@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dgharness.metrics.measure import ACCURACY, Measure
 from dgharness.report.statistics import ALPHA, Comparison, smallest_p
 from dgharness.report.table import Block, label_of
 from dgharness.selection.rule import Rule, RunRecord
@@ -25,18 +26,24 @@ def caption(
     comparisons: Sequence[Comparison],
     averaged: bool,
     gaps: bool,
+    measure: Measure = ACCURACY,
 ) -> tuple[str, ...]:
     """Everything that a reader needs beside the numbers, one paragraph for each matter."""
+    what = "Accuracy (%)" if measure is ACCURACY else f"{measure.name.capitalize()} (lower is better)"
     found = [
-        f"Accuracy (%) on held-out domains: {block}.",
+        f"{what} on held-out domains: {block}.",
         *([f"Runs with other settings stand in a table of their own; here: {apart}."] if apart else []),
-        *(f"{title(rule)}: {rule.caption}" for rule in rules),
+        *(f"{title(rule)}: {rule.caption.replace(ACCURACY.name, measure.name)}" for rule in rules),
         _spread(trials, draws) + (" Averages are over domains, within each trial." if averaged else ""),
     ]
     if comparisons:
         found.append(_significance(baseline, comparisons))
     if gaps:
-        found.append("Gap: accuracy under the oracle minus accuracy under the rule, in points.")
+        found.append(
+            "Gap: accuracy under the oracle minus accuracy under the rule, in points."
+            if measure is ACCURACY
+            else f"Gap: {measure.name} under the rule minus {measure.name} under the oracle."
+        )
     return tuple(found)
 
 

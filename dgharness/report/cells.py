@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
+from dgharness.metrics.measure import ACCURACY, Measure, measure_of
 from dgharness.report import captions
-from dgharness.report.outcomes import Expected, Grid, NotApplicable, Outcome, accuracy, grid, metric, outcome
+from dgharness.report.outcomes import Expected, Grid, NotApplicable, Outcome, grid, metric, outcome, result
 from dgharness.report.statistics import Comparison, compare, holm
-from dgharness.report.table import Block, Cell, Column, Row, Table, algorithm_of, block_of, told_apart
+from dgharness.report.table import Block, Cell, Column, Row, Table, Unit, algorithm_of, block_of, told_apart
 from dgharness.selection.rule import Rule, RunRecord
 
 Layout = Literal["auto", "targets", "rules"]
@@ -73,6 +75,20 @@ class _Maker:
     exempt: NotApplicable
     apart: str = ""  # the settings by which other blocks differ
 
+    @cached_property
+    def measure(self) -> Measure:
+        """Runs on one dataset are all judged by one measure."""
+        first = (evaluation for record in self.records for evaluation in record.evaluations[:1])
+        return measure_of(key for evaluation in first for key in evaluation.metrics)
+
+    @property
+    def unit(self) -> Unit:
+        return "percent" if self.measure is ACCURACY else "number"
+
+    @property
+    def difference_unit(self) -> Unit:
+        return "points" if self.measure is ACCURACY else "change"
+
     @property
     def labels(self) -> list[str]:
         """The baseline first; the others in the plan's order, or by name."""
@@ -89,34 +105,35 @@ class _Maker:
 
     def by_target(self, rule: Rule, rules: Sequence[Rule]) -> Table:
         chosen = [self._chosen(rule, column) for column in self.runs.columns]
-        accuracies = [_cells(column, accuracy) for column in chosen]
-        overall = _averages(accuracies, self._names)
+        results = [_cells(column, result) for column in chosen]
+        overall = _averages(results, self._names)
         comparisons = holm(self._comparisons(overall))
         table = [
-            (Column(name, rule=rule.name), cells) for name, cells in zip(self._names, accuracies, strict=True)
+            (Column(name, self.unit, rule.name), cells)
+            for name, cells in zip(self._names, results, strict=True)
         ]
-        if len(accuracies) > 1:
-            table.append((Column("average", rule=rule.name), overall))
+        if len(results) > 1:
+            table.append((Column("average", self.unit, rule.name), overall))
         if self.versus in overall and len(overall) > 1:
-            difference = Column(f"difference to {self.versus}", "points", rule.name)
+            difference = Column(f"difference to {self.versus}", self.difference_unit, rule.name)
             table.append((difference, self._differences(overall, comparisons)))
         for name in self.extras:
             further = [{label: metric(found, name) for label, found in column.items()} for column in chosen]
             table.append((_extra(name, rule), _averages(further, self._names)))
         for oracle in rules:
             if oracle.oracle and not rule.oracle:
-                best = [_cells(self._chosen(oracle, column), accuracy) for column in self.runs.columns]
-                gap = _gaps(overall, _averages(best, self._names))
-                table.append((Column("gap to oracle", "points", rule.name), gap))
+                best = [_cells(self._chosen(oracle, column), result) for column in self.runs.columns]
+                gap = self._gaps(overall, _averages(best, self._names))
+                table.append((Column("gap to oracle", self.difference_unit, rule.name), gap))
         return self._table(captions.title(rule), [rule], table, comparisons.values())
 
     def by_rule(self, column: tuple[str, ...], rules: Sequence[Rule], gaps: bool) -> Table:
         chosen = {rule.name: self._chosen(rule, column) for rule in rules}
-        accuracies = {name: _cells(found, accuracy) for name, found in chosen.items()}
+        results = {name: _cells(found, result) for name, found in chosen.items()}
         comparisons = holm(
             {
                 (name, label): comparison
-                for name, cells in accuracies.items()
+                for name, cells in results.items()
                 for label, comparison in self._comparisons(cells).items()
             }
         )
@@ -124,9 +141,9 @@ class _Maker:
         for rule in rules:
             cells = {
                 label: dataclasses.replace(cell, comparison=comparisons.get((rule.name, label)))
-                for label, cell in accuracies[rule.name].items()
+                for label, cell in results[rule.name].items()
             }
-            table.append((Column(captions.title(rule), rule=rule.name), cells))
+            table.append((Column(captions.title(rule), self.unit, rule.name), cells))
         for name in self.extras:
             for rule in rules:
                 further = {label: metric(found, name) for label, found in chosen[rule.name].items()}
@@ -134,9 +151,9 @@ class _Maker:
         for oracle in rules if gaps else ():
             for rule in rules:
                 if oracle.oracle and not rule.oracle:
-                    gap = _gaps(accuracies[rule.name], accuracies[oracle.name])
-                    table.append((Column(f"gap of {rule.name}", "points", rule.name), gap))
-        title = f"accuracy on {'+'.join(column)}, by selection rule"
+                    gap = self._gaps(results[rule.name], results[oracle.name])
+                    table.append((Column(f"gap of {rule.name}", self.difference_unit, rule.name), gap))
+        title = f"{self.measure.name} on {'+'.join(column)}, by selection rule"
         return self._table(title, rules, table, comparisons.values())
 
     @property
@@ -145,6 +162,12 @@ class _Maker:
 
     def _chosen(self, rule: Rule, column: tuple[str, ...]) -> dict[str, Outcome]:
         return {label: outcome(rule, self.runs, label, column, self.exempt) for label in self.labels}
+
+    def _gaps(self, cells: Cells, oracle: Cells) -> dict[str, Cell]:
+        """What each row loses to the oracle: a loss is positive."""
+        if self.measure.sign > 0:
+            return {label: _minus(oracle[label], cell) for label, cell in cells.items()}
+        return {label: _minus(cell, oracle[label]) for label, cell in cells.items()}
 
     def _comparisons(self, cells: Cells) -> dict[str, Comparison]:
         against = cells.get(self.versus, Cell())
@@ -192,6 +215,7 @@ class _Maker:
                 comparisons=list(comparisons),
                 averaged=any(column.name == "average" for column, _ in table),
                 gaps=any(column.name.startswith("gap ") for column, _ in table),
+                measure=self.measure,
             ),
             notes=tuple(dict.fromkeys([*problems, *captions.warnings(self.records)])),
         )
@@ -215,10 +239,6 @@ def _averages(columns: Sequence[Cells], names: Sequence[str]) -> dict[str, Cell]
         shared = set.intersection(*(set(cell.trials) for cell in row))
         found[label] = Cell({t: sum(cell.trials[t] for cell in row) / len(row) for t in sorted(shared)})
     return found
-
-
-def _gaps(cells: Cells, oracle: Cells) -> dict[str, Cell]:
-    return {label: _minus(oracle[label], cell) for label, cell in cells.items()}
 
 
 def _minus(left: Cell, right: Cell) -> Cell:

@@ -10,7 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 from dgharness.report.table import Cell, algorithm_of, label_of
-from dgharness.selection.rule import Choice, Rule, RunRecord, accuracy_on, choose, mean
+from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
 
 Expected = tuple[str, tuple[str, ...], int, int]  # (algorithm, targets, hparams_seed, trial_seed)
 NotApplicable = Mapping[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
@@ -107,7 +107,7 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
     for trial in sorted({slot.trial_seed for slot in own}):
         choice = choose(rule, _of(runs, own, trial), _of(runs, pairs, trial))
         if choice is None:
-            missing = "a step that all runs on pairs of targets share" if rule.pairs else "its metric"
+            missing = "a step that all runs on pairs of targets share" if rule.pairs else "metric to go by"
             return Outcome(
                 problem="n/a", detail=f"{rule.name} finds no {missing} in trial {trial} of {label}"
             )
@@ -115,10 +115,10 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
     return Outcome(choices)
 
 
-def accuracy(chosen: Outcome) -> Cell:
-    """Accuracy on the reported part of the held-out domains, at the chosen checkpoints."""
+def result(chosen: Outcome) -> Cell:
+    """Accuracy (or squared error) on the reported part of the held-out domains, at the chosen checkpoints."""
     return measured(
-        chosen, lambda choice: mean(accuracy_on(choice.evaluation, "test", t) for t in choice.run.targets)
+        chosen, lambda choice: mean(measured_on(choice.evaluation, "test", t) for t in choice.run.targets)
     )
 
 

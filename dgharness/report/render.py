@@ -45,20 +45,20 @@ def shown(cell: Cell, column: Column) -> str:
         return cell.problem or "n/a"
     result = cell.comparison
     star = " *" if result and result.significant else ""
-    if column.unit != "points" or result is None:
+    if not column.is_difference or result is None:
         spread = "n/a" if cell.se is None else _number(cell.se, column.unit, signed=False)
         return f"{_number(cell.mean, column.unit)} ± {spread}{star}"
     if result.identical:
         return "identical"
     interval = ""
     if result.low is not None and result.high is not None:
-        interval = f" [{_number(result.low, 'points')}, {_number(result.high, 'points')}]"
-    return f"{_number(result.difference, 'points')}{interval} p={result.p_holm:.2g}{star}"
+        interval = f" [{_number(result.low, column.unit)}, {_number(result.high, column.unit)}]"
+    return f"{_number(result.difference, column.unit)}{interval} p={result.p_holm:.2g}{star}"
 
 
 def _number(value: float, unit: str, signed: bool = True) -> str:
-    if unit == "number":
-        return f"{value:.3g}"
+    if unit in ("number", "change"):
+        return f"{value:+.3g}" if unit == "change" and signed else f"{value:.3g}"
     rounded = round(100 * value, 1) + 0.0  # no negative zero
     return f"{rounded:+.1f}" if unit == "points" and signed else f"{rounded:.1f}"
 
@@ -184,7 +184,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 def _stated(unit: str) -> str:
     """The unit of the numbers in CSV and JSON, where shares stay fractions."""
-    return "number" if unit == "number" else "fraction"
+    return "number" if unit in ("number", "change") else "fraction"
 
 
 def _facts(cell: Cell) -> dict[str, Any]:

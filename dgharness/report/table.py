@@ -9,6 +9,8 @@ from typing import Literal
 from dgharness.report.statistics import Comparison, mean_se
 from dgharness.selection.rule import RunRecord
 
+Unit = Literal["percent", "points", "number", "change"]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -101,11 +103,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """What its cells hold: ``percent`` and ``points`` are fractions shown times 100, points with a sign."""
+    """What its cells hold: ``percent`` and ``points`` are fractions shown times 100.
+
+    ``points`` and ``change`` are differences, of fractions and of numbers, and shown with a sign.
+    """
 
     name: str
-    unit: Literal["percent", "points", "number"] = "percent"
+    unit: Unit = "percent"
     rule: str = ""
+
+    @property
+    def is_difference(self) -> bool:
+        return self.unit in ("points", "change")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The last checkpoint, with the hyperparameters of the best validation accuracy there."""
 
-from dgharness.selection.rule import Rule, validation_accuracy
+from dgharness.selection.rule import Rule, validation_score
 
 last = Rule(
     name="last",
     caption="The last checkpoint of every run; hyperparameters by the unweighted mean over training domains "
     "of validation accuracy at it.",
-    score=lambda evaluation, others: validation_accuracy(evaluation),
+    score=lambda evaluation, others: validation_score(evaluation),
     checkpoints="last",
     doc=__doc__,
 )

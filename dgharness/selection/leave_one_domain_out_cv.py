@@ -5,13 +5,13 @@ run that held out both t and v, same draw and step. The reported number comes fr
 alone. Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, 2021, section 3.2.
 """
 
-from dgharness.selection.rule import Rule, accuracy_on, mean
+from dgharness.selection.rule import Rule, domain_score, mean
 
 leave_one_domain_out_cv = Rule(
     name="leave-one-domain-out-cv",
     caption="Checkpoint and hyperparameters jointly by the mean accuracy on each training domain in the runs "
     "that held it out together with the target.",
-    score=lambda evaluation, others: mean(accuracy_on(at, "test", v) for v, at in others.items()),
+    score=lambda evaluation, others: mean(domain_score(at, "test", v) for v, at in others.items()),
     pairs=True,
     doc=__doc__,
 )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from dgharness.metrics.measure import Measure, measure_of
 from dgharness.names import find
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING", "MISSING"]
@@ -98,15 +99,37 @@ def choose(rule: Rule, runs: Sequence[RunRecord], pairs: Sequence[RunRecord] = (
     return best
 
 
-def validation_accuracy(evaluation: Evaluation) -> float:
-    """Unweighted mean over training domains of the accuracy on their validation parts."""
-    by_domain = [value for key, value in evaluation.metrics.items() if key.startswith("val/acc/")]
-    return mean(by_domain) if by_domain else evaluation.metrics.get("val/acc_domain_mean", math.nan)
+def validation_score(evaluation: Evaluation) -> float:
+    """Unweighted mean over training domains of the accuracy on their validation parts.
+
+    In regression, here and below, minus the mean squared error stands for accuracy: larger is better.
+    """
+    measure = measure_of(evaluation.metrics)
+    of_all = evaluation.metrics.get(f"val/{measure.key}_domain_mean", math.nan)
+    by_domain = _by_domain(evaluation, "val", measure)
+    return measure.sign * (mean(by_domain) if by_domain else of_all)
 
 
-def accuracy_on(evaluation: Evaluation, split: str, domain: str) -> float:
+def split_score(evaluation: Evaluation, split: str) -> float:
+    """The same mean over the domains of any split; NaN where none was logged."""
+    measure = measure_of(evaluation.metrics)
+    return measure.sign * mean(_by_domain(evaluation, split, measure))
+
+
+def domain_score(evaluation: Evaluation, split: str, domain: str) -> float:
     """Accuracy on one domain's part of a split; NaN where it was not logged."""
-    found = find(evaluation.metrics, f"{split}/acc/", domain)
+    return measure_of(evaluation.metrics).sign * measured_on(evaluation, split, domain)
+
+
+def worst_group_score(evaluation: Evaluation, split: str) -> float:
+    """Accuracy on the worst group of a split; NaN where it was not logged."""
+    measure = measure_of(evaluation.metrics)
+    return measure.sign * evaluation.metrics.get(f"{split}/{measure.worst_group}", math.nan)
+
+
+def measured_on(evaluation: Evaluation, split: str, domain: str) -> float:
+    """Accuracy, or in regression the mean squared error itself, on one domain's part of a split."""
+    found = find(evaluation.metrics, f"{split}/{measure_of(evaluation.metrics).key}/", domain)
     return math.nan if found is None else found
 
 
@@ -114,6 +137,11 @@ def mean(values: Iterable[float]) -> float:
     """The mean, NaN of nothing; exactly rounded, so that the order of the domains decides no tie."""
     values = list(values)
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def _by_domain(evaluation: Evaluation, split: str, measure: Measure) -> list[float]:
+    prefix = f"{split}/{measure.key}/"
+    return [value for key, value in evaluation.metrics.items() if key.startswith(prefix)]
 
 
 def _candidates(rule: Rule, run: RunRecord) -> list[Evaluation]:
@@ -131,7 +159,7 @@ def _others(run: RunRecord, at: Evaluation, pairs: Sequence[RunRecord]) -> dict[
         for evaluation in pair.evaluations
         if evaluation.step == at.step
     }
-    training_domains = sum(key.startswith("val/acc/") for key in at.metrics)
+    training_domains = len(_by_domain(at, "val", measure_of(at.metrics)))
     return found if found.keys() == wanted and len(found) >= max(1, training_domains) else None
 
 

@@ -4,18 +4,13 @@ Only the last checkpoint may be chosen, which limits what the oracle can see. Gu
 In Search of Lost Domain Generalization, 2021, section 3.2.
 """
 
-from dgharness.selection.rule import Evaluation, Rule, mean
-
-
-def _holdout_accuracy(evaluation: Evaluation) -> float:
-    return mean(value for key, value in evaluation.metrics.items() if key.startswith("test_holdout/acc/"))
-
+from dgharness.selection.rule import Rule, split_score
 
 test_domain_validation = Rule(
     name="test-domain-validation",
     caption="The last checkpoint of every run; hyperparameters by accuracy on labelled examples of the "
     "target domain that are held back from the reported ones, which no deployed method could see.",
-    score=lambda evaluation, others: _holdout_accuracy(evaluation),
+    score=lambda evaluation, others: split_score(evaluation, "test_holdout"),
     checkpoints="last",
     oracle=True,
     doc=__doc__,

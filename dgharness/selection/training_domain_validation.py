@@ -3,12 +3,12 @@
 Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, 2021, section 3.2.
 """
 
-from dgharness.selection.rule import Rule, validation_accuracy
+from dgharness.selection.rule import Rule, validation_score
 
 training_domain_validation = Rule(
     name="training-domain-validation",
     caption="Checkpoint and hyperparameters jointly by the unweighted mean over training domains of "
     "validation accuracy.",
-    score=lambda evaluation, others: validation_accuracy(evaluation),
+    score=lambda evaluation, others: validation_score(evaluation),
     doc=__doc__,
 )

@@ -53,7 +53,8 @@ def plan(
 ) -> list[Job]:
     """Algorithms x targets x hyperparameter seeds x trial seeds; ``layers`` are those of ``compose``.
 
-    ``algorithms`` may be names, patterns or ``all``. Without targets each domain is held out in turn.
+    ``algorithms`` may be names, patterns or ``all``. Without targets each domain is held out in turn, or
+    those of the dataset's official split together.
     Pairs of targets are planned only when a rule asks for them, each unordered pair once. What leaves a
     method too few training domains is kept as not applicable, with the reason; where nothing is left to run
     that is a UsageError.
@@ -64,10 +65,13 @@ def plan(
     names = expand(algorithms)
     _refuse_what_is_swept(base, names)
     rules = [registry.load("selection", name) for name in base.selection.rules]
-    domains = load_dataset(base.data, base.execution.data_root, 0).domains
-    singles = [(target,) for target in dict.fromkeys(targets or domains)]
-    pairs = [pair for pair in combinations(domains, 2) if any(t in pair for (t,) in singles)]
-    held_out = [*singles, *(pairs if any(rule.pairs for rule in rules) else [])]
+    dataset = load_dataset(base.data, base.execution.data_root, 0)
+    held_out: list[tuple[str, ...]] = [(target,) for target in dict.fromkeys(targets or dataset.domains)]
+    if (base.protocol.name or dataset.defaults.protocol) == "official":
+        held_out = [tuple(targets)]  # the split says what is held out; its other targets are refused
+    elif any(rule.pairs for rule in rules):
+        singles = {target for held in held_out for target in held}
+        held_out += [pair for pair in combinations(dataset.domains, 2) if singles & set(pair)]
     jobs = []
     for trial_seed in range(trials):
         for hparams_seed in range(hparams_seeds):

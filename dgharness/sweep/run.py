@@ -16,6 +16,7 @@ from typing import Any
 
 from dgharness import rundir, tracking
 from dgharness.errors import Interrupted, UsageError
+from dgharness.metrics.measure import measure_of
 from dgharness.sweep.plan import Job
 from dgharness.sweep.pool import Outcome, run_jobs
 from dgharness.training.progress import minutes, to_stderr
@@ -157,9 +158,10 @@ def run_job(payload: dict[str, Any]) -> dict[str, Any]:
         )
     shown = payload["config"]["selection"]["shown"]
     evaluation = result.chosen.get(shown) or next(iter(result.chosen.values()))
+    measure = measure_of(evaluation.metrics)
     return {
         "run_id": result.run_id,
-        "val": evaluation.metrics["val/acc_domain_mean"],
+        "val": measure.shown(evaluation.metrics[f"val/{measure.key}_domain_mean"]),
         "delivered": result.delivered,
     }
 
@@ -230,7 +232,7 @@ class Board:
         elif outcome.value["val"] is None:
             what = "finished by another sweep"
         else:
-            what = f"val {100 * outcome.value['val']:.1f}"
+            what = f"val {outcome.value['val']}"
         self._clear()
         count = f"{self.ended:{len(str(self.total))}d}/{self.total}"
         to_stderr(f"[{count}] {payload['name']:<44} {what}   left {minutes(left)}")

@@ -25,6 +25,7 @@ from dgharness.training.learner import Learner
 from dgharness.training.optimizers import OptimizerConfig
 
 E, B, FEATURES, CLASSES, INPUTS = 3, 8, 6, 3, 10
+DIMS = Dims(CLASSES, FEATURES, E, E, input_shape=(INPUTS,))
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Case:
         learner = Learner(
             self.spec,
             model,
-            Dims(CLASSES, FEATURES, E, E),
+            DIMS,
             self.hp,
             config,
             seed,
@@ -56,7 +57,7 @@ class Case:
     def objective(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
         assert self.spec.objective is not None
         with seeded(seed, "init/algorithm"):
-            return self.spec.objective(Dims(CLASSES, FEATURES, E, E), self.hp).to(dtype)
+            return self.spec.objective(DIMS, self.hp).to(dtype)
 
     def with_hp(self, **values: Any) -> Case:
         return replace(self, hp=self.hp.model_copy(update=values))

@@ -11,7 +11,7 @@ from dgharness.data.dataset import Dataset, Grouping
 from dgharness.data.protocols import Splits
 from dgharness.data.source import TrainingSource
 from dgharness.errors import NotApplicable
-from dgharness.plugin import Needs
+from dgharness.plugin import Needs, Stage
 
 
 def check_needs(
@@ -50,6 +50,18 @@ def unmet(
     if needs.text:
         missing.append(f"text embeddings of the classes, which the model {config.model.name} does not have")
     return missing
+
+
+def check_stages(name: str, stages: Sequence[Stage], steps: int) -> None:
+    """The last stage must get updates of its own: without it another method would bear the name."""
+    stages = [stage for stage in stages if stage.steps != 0]
+    taken = sum(stage.steps or 0 for stage in stages[:-1])
+    if taken and steps <= taken:
+        before = ", ".join(f"{stage.name} {stage.steps}" for stage in stages[:-1])
+        raise NotApplicable(
+            f"{name} cannot run here: its stages ({before}) take {taken} updates, and train.steps={steps} "
+            f"leaves none for the last, {stages[-1].name}; raise train.steps or shorten them"
+        )
 
 
 def check_source(name: str, needs: Needs, source: TrainingSource) -> None:

@@ -18,11 +18,20 @@ from dgharness.config import TTAConfig
 from dgharness.data.dataset import Dataset, Grouping, Reader
 from dgharness.data.source import batches
 from dgharness.errors import UsageError
+from dgharness.metrics.regression import RegressionScores, score_regression
 from dgharness.metrics.scores import Scores, score
 from dgharness.plugin import Predictor, Source, TTASpec
 from dgharness.seeds import generator, seeded
 
 BATCH = {"small": 2048, "large": 128}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a test-time method made of some rows, in the rows' own order."""
+
+    outputs_NC: Tensor
+    query_N: Tensor  # which rows were not what the method adapted on beforehand, as its ``support`` says
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,12 @@ class Evaluator:
         protocol: TTAConfig,
         source: Source,
         seed: int,
-    ) -> Tensor:
-        """Outputs [N, C] of a test-time method on one target domain, in the rows' own order.
+    ) -> Adapted:
+        """What a test-time method predicts on one target domain.
 
         The method gets its own copy of the predictor and sees the stream batch by batch; ``offline`` shows
-        it the whole stream once before the pass that counts.
+        it the whole stream once before the pass that counts. What it makes may have an attribute ``support``:
+        the number of examples at the head of the stream that it adapted on before it predicted any.
         """
         order = (
             torch.randperm(len(rows), generator=generator(seed, "tta order"))
@@ -78,12 +88,15 @@ class Evaluator:
                 f"the test-time method {protocol.name} must return outputs [N, {self.dataset.task.outputs}] "
                 f"for N inputs, and returned {list(outputs.shape)} for {len(rows)}"
             )
-        return torch.empty_like(outputs).index_copy_(0, order, outputs)
+        query_N = torch.ones(len(rows), dtype=torch.bool)
+        query_N[order[: int(getattr(adapt, "support", 0))]] = False
+        return Adapted(torch.empty_like(outputs).index_copy_(0, order, outputs), query_N)
 
-    def scores(self, logits_NC: Tensor, rows: np.ndarray) -> Scores:
+    def scores(self, logits_NC: Tensor, rows: np.ndarray) -> Scores | RegressionScores:
         """Every metric of some rows' outputs."""
         index = torch.from_numpy(rows)
-        return score(
+        scored = score_regression if self.dataset.task.name == "regression" else score
+        return scored(
             logits_NC,
             self.dataset.targets_M[index],
             self.dataset.domain_M[index],
@@ -110,3 +123,10 @@ class Evaluator:
 def all_rows(rows_by_domain: Mapping[str, np.ndarray], domains: Sequence[str] | None = None) -> np.ndarray:
     """Rows of several domains in one array, so that one pass serves them all."""
     return np.concatenate([rows_by_domain[name] for name in domains or rows_by_domain])
+
+
+def joined(parts: Sequence[Adapted]) -> Adapted:
+    """Several domains one after the other."""
+    return Adapted(
+        torch.cat([part.outputs_NC for part in parts]), torch.cat([part.query_N for part in parts])
+    )

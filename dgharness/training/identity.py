@@ -13,7 +13,7 @@ import yaml
 import dgharness
 from dgharness import registry
 from dgharness.config import compose
-from dgharness.resolution import PLACES, flat, resolve
+from dgharness.resolution import PLACES, flat, resolve, without_later_fields
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
 from dgharness.training.prepare import Prepared
 
@@ -70,7 +70,7 @@ def shared_settings(prepared: Prepared) -> dict[str, str]:
     """
     named = ("protocol.targets", "data.name", "model.name", "train.log_every")
     drawn = ("optimizer.lr", "optimizer.weight_decay", "train.batch_size", "model.dropout")
-    settings = flat(prepared.config)
+    settings = flat(without_later_fields(prepared.config, prepared.options))
     if settings["train.sampler"] == prepared.algorithm.sampler:
         settings["train.sampler"] = "by-domain"  # the algorithm's own exception, which dg.uses names
     return {

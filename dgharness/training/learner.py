@@ -30,7 +30,8 @@ class Learner:
 
     ``steps`` is the planned total, which schedules and the last stage need. ``new_model(number)`` builds
     another network, for the algorithms that ask for one; ``number`` counts them from 1, over resumptions
-    too. ``views`` are named augmentations ``(x, generator) -> x``.
+    too. ``views`` are named augmentations ``(x, generator) -> x``. ``batch_size`` is the configured one, for
+    methods that are built from it.
     """
 
     def __init__(
@@ -50,13 +51,16 @@ class Learner:
         views: Mapping[str, Callable[[Any, torch.Generator], Any]] | None = None,
         text_CD: Tensor | None = None,
         source: Source | None = None,
+        batch_size: Any = None,
     ) -> None:
         self.source = source
         self.spec, self.hp, self.seed, self.steps, self.loss = algorithm, hparams, seed, steps, loss
         self.optimizer_config, self.precision, self.views = optimizer, precision, views or {}
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.networks = 0  # built beside the model
-        setup = Setup(model, dims, hparams, loss, lambda: self._build_network(new_model))
+        setup = Setup(
+            model, dims, hparams, loss, lambda: self._build_network(new_model), optimizer, batch_size
+        )
         with seeded(seed, "init/algorithm"):
             self.algorithm = algorithm.build(setup).to(self.device)
         multipliers = {opt.HEAD: optimizer.head_lr_multiplier, **algorithm.lr_multipliers(hparams)}

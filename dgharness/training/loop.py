@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from dgharness.training.evaluation import Evaluator, all_rows
 from dgharness.training.learner import Learner
 from dgharness.training.progress import Progress
 from dgharness.training.signals import StopFlag
-from dgharness.training.target import score_target
+from dgharness.training.target import adapted_validation, score_target
 
 
 @dataclass
@@ -66,6 +67,11 @@ class Run:
 
     def sampler(self, stage: Stage) -> Sampler:
         return self.samplers[stage.sampler or self.config.train.sampler, stage.split]
+
+    @property
+    def adapts_by_nature(self) -> bool:
+        """Whether the test-time method is the algorithm's own."""
+        return self.learner.spec.tta is not None and self.learner.spec.tta == self.config.tta.name
 
     @property
     def over(self) -> bool:
@@ -156,14 +162,24 @@ def log_training(run: Run, stage: Stage) -> None:
 
 
 def validate(run: Run) -> Evaluation:
-    """Score the training domains' validation part; the target only where a rule needs every checkpoint."""
+    """Score the training domains' validation parts; the target only where a rule needs every checkpoint.
+
+    Where adaptation is part of the method, checkpoints are chosen by what it makes of each validation domain
+    as of a target; ``val_unadapted/...`` stands beside it.
+    """
     t, evaluator = run.learner.t, run.evaluator
     predictor = run.learner.predictor(run.source)
-    rows = all_rows(run.splits.rows["val"])
-    scores = evaluator.scores(evaluator.outputs(predictor, rows), rows)
-    metrics = scores.flat("val")
-    if not torch.isfinite(torch.tensor(metrics["val/nll"])):
-        raise DivergenceError("val/nll", t)
+    metrics: dict[str, float] = {}
+    for split in ("val", "id_val"):
+        if split in run.splits.rows:
+            rows = all_rows(run.splits.rows[split])
+            scores = evaluator.scores(evaluator.outputs(predictor, rows), rows)
+            if run.adapts_by_nature:
+                metrics.update(scores.flat(f"{split}_unadapted"))
+                scores = evaluator.scores(adapted_validation(run, predictor, split), rows)
+            metrics.update(scores.flat(split))
+    if not math.isfinite(metrics[f"val/{scores.loss}"]):
+        raise DivergenceError(f"val/{scores.loss}", t)
     for key, value in metrics.items():
         run.rundir.record(key, value, t)
     evaluation = Evaluation(t, metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,8 +19,9 @@ HEAD = "model.classifier."  # the parameters that ``head_lr_multiplier`` is abou
 class OptimizerConfig(Hparams):
     """Which optimizer, and how its learning rate moves."""
 
-    name: Annotated[Literal["adam", "adamw", "sgd", "sam"], Structural] = "adam"
-    """The optimizer; sam is sharpness-aware minimization around Adam and costs two passes per step."""
+    name: Annotated[Literal["adam", "adamw", "sgd", "sam", "rk2", "rk4"], Structural] = "adam"
+    """The optimizer; sam is sharpness-aware minimization around Adam and costs two passes per step; rk2 and
+    rk4 are Runge-Kutta steps along the gradient, without momentum, and cost two and four."""
     lr: PositiveFloat | None = None
     """Learning rate; unset, that of the dataset's profile."""
     weight_decay: NonNegativeFloat | None = None
@@ -80,6 +81,8 @@ def make_optimizer(
         "fused": True if on_cuda else None,
     }
     match config.name:
+        case "rk2" | "rk4":
+            return RungeKutta(groups, lr, shared["weight_decay"], order=2 if config.name == "rk2" else 4)
         case "sgd":
             return torch.optim.SGD(groups, momentum=config.momentum, **shared)
         case "adamw":
@@ -133,6 +136,60 @@ class Sam(Optimizer):
 
     def _share(self) -> None:
         self.param_groups, self.state = self.base.param_groups, self.base.state
+
+
+class RungeKutta(Optimizer):
+    """One Runge-Kutta step along ``w' = -v(w)``, with v the gradient that the closure leaves.
+
+    Acuna et al., "Domain Adversarial Training: A Game Perspective", ICLR 2022, arXiv:2202.05352: where
+    gradients are reversed, v is the field of a game and the gradient of no one loss, and plain descent
+    spirals outwards. Order 2 is Heun's method, order 4 the classical one. Weight decay is part of v, and
+    there is no momentum, so the optimizer has no state. Unverified: the paper's results were not reproduced.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, *, order: Literal[2, 4]) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "order": order})
+
+    @property
+    def evaluations(self) -> int:
+        """How often a step computes the loss."""
+        return self.defaults["order"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; ``closure`` clears the gradients, computes the loss and new ones, returns the loss."""
+        assert closure is not None, "Runge-Kutta evaluates the loss itself: give step() a closure"
+        weights = [p for group in self.param_groups for p in group["params"]]
+        here = [p.clone() for p in weights]
+        losses: list[Any] = []
+
+        def move(before: list[Tensor] | None = None, part: float = 1.0) -> list[Tensor]:
+            """The displacement ``-lr * v`` at ``here``, or at a part of the displacement before."""
+            if before is not None:
+                torch._foreach_copy_(weights, torch._foreach_add(here, before, alpha=part))
+            with torch.enable_grad():
+                losses.append(closure())
+            return [displacement for group in self.param_groups for displacement in _along(group)]
+
+        if self.evaluations == 2:
+            k1 = move()
+            k2 = move(k1)
+            sum_of_k, of = torch._foreach_add(k1, k2), 2
+        else:
+            k1 = move()
+            k2 = move(k1, 0.5)
+            k3 = move(k2, 0.5)
+            k4 = move(k3)
+            sum_of_k = torch._foreach_add(torch._foreach_add(k1, k4), torch._foreach_add(k2, k3), alpha=2)
+            of = 6
+        torch._foreach_copy_(weights, torch._foreach_add(here, sum_of_k, alpha=1 / of))
+        return losses[0]
+
+
+def _along(group: dict[str, Any]) -> Iterator[Tensor]:
+    """``-lr * v`` of one parameter group; what has no gradient stays, as with every other optimizer."""
+    for p in group["params"]:
+        yield torch.zeros_like(p) if p.grad is None else -group["lr"] * (p.grad + group["weight_decay"] * p)
 
 
 def lr_factor(config: OptimizerConfig, t: int, total: int) -> float:

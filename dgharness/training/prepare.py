@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from dgharness import registry
-from dgharness.config import DataConfig, RunConfig
+from dgharness.config import DEFAULT_RULES, DataConfig, RunConfig
 from dgharness.data.dataset import Dataset, Grouping, grouping
 from dgharness.data.protocols import PROTOCOLS, Splits
 from dgharness.errors import UsageError
@@ -20,7 +21,7 @@ from dgharness.models.model import ModelSpec
 from dgharness.plugin import AlgorithmSpec
 from dgharness.resolution import Options, config_hash, resolve
 from dgharness.selection.rule import Rule
-from dgharness.training.checks import check_needs
+from dgharness.training.checks import check_needs, check_stages
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def prepare(config: RunConfig) -> Prepared:
         registry.load("annotators", config.annotator.name) if config.annotator.name != "none" else None
     )
     dataset = load_dataset(config.data, config.execution.data_root, config.trial_seed)
-    model = registry.load("models", config.model.name or dataset.defaults.model)
+    model = algorithm.model or registry.load("models", config.model.name or dataset.defaults.model)
     rules = tuple(registry.load("selection", name) for name in config.selection.rules)
     config, options = resolve(
         config.model_copy(update={"tta": config.tta.model_copy(update={"name": tta_name})}),
@@ -99,6 +100,7 @@ def prepare(config: RunConfig) -> Prepared:
     train_grouping = training_groups(grouping(dataset.manifest, config.data.train_groups), splits)
     grouping(dataset.manifest, config.data.groups)
     check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
+    check_stages(config.algorithm, algorithm.stages(options.hp), config.train.steps or 0)
     if tta:
         check_needs(tta_name, tta.needs, config, dataset, splits, train_grouping)
     weights = model.weights(options.model)
@@ -110,7 +112,7 @@ def prepare(config: RunConfig) -> Prepared:
         splits=splits,
         algorithm=algorithm,
         model=model,
-        rules=rules,
+        rules=usable_rules(rules, splits, config),
         train_grouping=train_grouping,
         weights=weights,
         config_hash=config_hash(
@@ -119,12 +121,26 @@ def prepare(config: RunConfig) -> Prepared:
             dataset,
             weights[1],
             code=uninstalled_code(config),
+            options=options,
         ),
     )
 
 
+def usable_rules(rules: Sequence[Rule], splits: Splits, config: RunConfig) -> tuple[Rule, ...]:
+    """The rules without the oracles where the protocol holds nothing back; to ask for one is a mistake."""
+    if "test_holdout" in splits.rows:
+        return tuple(rules)
+    oracles = [rule.name for rule in rules if rule.oracle]
+    if oracles and config.selection.rules != DEFAULT_RULES:
+        raise UsageError(
+            f"the rule {oracles[0]} cannot choose here: the protocol {config.protocol.name} holds no target "
+            "examples back for an oracle; leave it out of selection.rules"
+        )
+    return tuple(rule for rule in rules if not rule.oracle)
+
+
 def uninstalled_code(config: RunConfig) -> list[str]:
-    """Hashes of the files behind parts of this run that ``--plugin`` gave: an edit makes another run."""
+    """Hashes of the files behind parts of this run that are not installed: an edit makes another run."""
     named = {
         "algorithms": [config.algorithm],
         "datasets": [registry.split_argument("datasets", config.data.name)[0]],
@@ -134,6 +150,8 @@ def uninstalled_code(config: RunConfig) -> list[str]:
         "selection": config.selection.rules,
     }
     entries = [registry.add_plugin(plugin) for plugin in config.plugins]
+    if config.algorithm.startswith("domainbed:"):
+        entries.append(registry.entry("algorithms", config.algorithm))
     return sorted(entry.sha256 for entry in entries if entry.name in named[entry.group])
 
 

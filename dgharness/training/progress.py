@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dgharness.metrics.measure import ACCURACY, measure_of
 from dgharness.names import find
 from dgharness.selection.rule import Evaluation
 
@@ -35,44 +36,50 @@ class Progress:
 
     def line(self, run: Run, evaluation: Evaluation) -> None:
         """One evaluation: risk, penalty, validation, speed, time left."""
+        measure = measure_of(evaluation.metrics)
         if not self._titled:
             self._titled = True
-            self.say("  step    risk  penalty  val mean  val worst                 img/s    left")
+            of_all = "val mean" if measure is ACCURACY else "val mse"
+            self.say(f"  step    risk  penalty  {of_all:>8}  val worst                 img/s    left")
         now, (then, t0, images0) = time.perf_counter(), self._mark or (time.perf_counter(), 0, 0)
         updates = max(run.learner.t - t0, 1)
         left = (now - then) / updates * (run.total - run.learner.t)
         rate = (run.images - images0) / max(now - then, 1e-9)
         latest = {metric.key: metric.value for metric in run.rundir.journal if metric.step == run.learner.t}
         risk, penalty = (latest.get(f"train/{name}") for name in ("risk", "penalty"))
+        mean = measure.shown(evaluation.metrics[f"val/{measure.key}_domain_mean"])
         worst_name, worst = worst_domain(run, evaluation)
         self.say(
             f"{run.learner.t:6d}  {_short(risk):>6}  {_short(penalty):>7}"
-            f"  {100 * evaluation.metrics['val/acc_domain_mean']:8.1f}  {100 * worst:9.1f} {worst_name:<14}"
+            f"  {mean:>8}  {measure.shown(worst):>9} {worst_name:<14}"
             f"{rate:7.0f}  {minutes(left):>6}"
         )
 
 
 def worst_domain(run: Run, evaluation: Evaluation) -> tuple[str, float]:
-    """The training domain with the lowest validation accuracy."""
-    accuracies = {d: find(evaluation.metrics, "val/acc/", d) for d in run.splits.train_domains}
-    return min(((d, value) for d, value in accuracies.items() if value is not None), key=lambda pair: pair[1])
+    """The training domain that does worst in validation, and its accuracy or squared error."""
+    measure = measure_of(evaluation.metrics)
+    found = {d: find(evaluation.metrics, f"val/{measure.key}/", d) for d in run.splits.rows["val"]}
+    known = [(d, value) for d, value in found.items() if value is not None]
+    return min(known, key=lambda pair: measure.sign * pair[1])
 
 
 def worst_group(metrics: Mapping[str, float]) -> str:
-    """The group with the lowest accuracy on the target, by name and size.
+    """The group that does worst on the target, by name and size.
 
     >>> worst_group({"test/wga": 0.25, "test/group_acc/a": 0.25, "test/group_count/a": 8.0})
     'a 25.0 n=8'
     """
-    prefix = "test/group_acc/"
+    measure = measure_of(metrics)
+    prefix, worst = f"test/group_{measure.key}/", metrics[f"test/{measure.worst_group}"]
     names = [
         key.removeprefix(prefix)
         for key, value in metrics.items()
-        if key.startswith(prefix) and value == metrics["test/wga"]
+        if key.startswith(prefix) and value == worst
     ]
     if not names:
-        return f"{100 * metrics['test/wga']:.1f}"
-    return f"{names[0]} {100 * metrics['test/wga']:.1f} n={metrics[f'test/group_count/{names[0]}']:.0f}"
+        return measure.shown(worst)
+    return f"{names[0]} {measure.shown(worst)} n={metrics[f'test/group_count/{names[0]}']:.0f}"
 
 
 def minutes(seconds: float) -> str:
@@ -110,11 +117,13 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
     train, test = (
         ", ".join(f"{domain} {n}" for domain, n in count[split].items()) for split in ("train", "test")
     )
+    oracle_only = sum(count["test_holdout"].values()) if "test_holdout" in count else None
+    held_back = "" if oracle_only is None else f" (+{oracle_only} oracle only)"
     lines = [
         " · ".join(title),
         f"data      train {train} | "
         f"val {' '.join(map(str, count['val'].values()))} | "
-        f"test {test} (+{sum(count['test_holdout'].values())} oracle only) | split {splits.digest[:4]}…",
+        f"test {test}{held_back} | split {splits.digest[:4]}…",
     ]
     if prepared.algorithm.needs.groups:
         names = prepared.train_grouping.names
@@ -132,20 +141,25 @@ def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepar
     rule = config.selection.shown if config.selection.shown in chosen else next(iter(chosen))
     evaluation, last = chosen[rule], chosen.get("last", chosen[rule])
     test = [
-        f"{domain} {_percent(evaluation, 'test', domain)} [{_percent(last, 'test', domain)}] n={len(rows)}"
+        f"{domain} {_shown(evaluation, 'test', domain)} [{_shown(last, 'test', domain)}] n={len(rows)}"
         for domain, rows in prepared.splits.rows["test"].items()
     ]
     if config.tta.name != "none":
-        plain = [f"{d} {_percent(evaluation, 'test_unadapted', d)}" for d in prepared.splits.targets]
+        plain = [f"{d} {_shown(evaluation, 'test_unadapted', d)}" for d in prepared.splits.targets]
         test.append(f"without {config.tta.name} {', '.join(plain)}")
-    metrics = evaluation.metrics
+    metrics, measure = evaluation.metrics, measure_of(evaluation.metrics)
+    further = (
+        f"worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}"
+        if measure is ACCURACY
+        else f"({measure.name}; lower is better)"
+    )
     return [
         f"result    checkpoint {evaluation.step} by {rule} (last step in brackets)",
-        f" test     {'   '.join(test)}   worst group {worst_group(metrics)}"
-        f"   worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}",
+        f" test     {'   '.join(test)}   worst group {worst_group(metrics)}   {further}",
     ]
 
 
-def _percent(evaluation: Evaluation, split: str, domain: str) -> str:
-    accuracy = find(evaluation.metrics, f"{split}/acc/", domain)
-    return "not scored" if accuracy is None else f"{100 * accuracy:.1f}"
+def _shown(evaluation: Evaluation, split: str, domain: str) -> str:
+    measure = measure_of(evaluation.metrics)
+    value = find(evaluation.metrics, f"{split}/{measure.key}/", domain)
+    return "not scored" if value is None else measure.shown(value)

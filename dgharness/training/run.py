@@ -160,7 +160,14 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     learner = Learner(
         prepared.algorithm,
         model,
-        Dims(dataset.task.outputs, features, source.num_domains, source.num_groups, len(dataset.manifest)),
+        Dims(
+            dataset.task.outputs,
+            features,
+            source.num_domains,
+            source.num_groups,
+            len(dataset.manifest),
+            tuple(dataset.input_shape),
+        ),
         prepared.options.hp,
         config.optimizer,
         config.trial_seed,
@@ -171,6 +178,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         new_model=lambda number: network(number)[0],
         views=dataset.views,
         source=source,
+        batch_size=config.train.batch_size,
     )
     if config.tta.name != "none":  # whether the method can use this predictor is known only here
         registry.load("tta", config.tta.name).factory(

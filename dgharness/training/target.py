@@ -2,60 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from dgharness import registry
 from dgharness.errors import Interrupted
-from dgharness.hparams import checked
-from dgharness.names import slug
+from dgharness.metrics.measure import measure_of
+from dgharness.metrics.scores import FEW
+from dgharness.names import slugs
 from dgharness.plugin import Predictor
-from dgharness.seeds import seed_hash
+from dgharness.rundir import write_json
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
+from dgharness.training.adaptation import Adaptation, Draw, best
 from dgharness.training.evaluation import all_rows
 
 if TYPE_CHECKING:
     from dgharness.training.loop import Run
 
 
-def score_target(run: Run, t: int, predictor: Predictor) -> dict[str, torch.Tensor]:
-    """Score the targets with one checkpoint into ``run.sealed``; gives the outputs by split.
+class Scored(NamedTuple):
+    """What one checkpoint made of the target."""
 
-    ``test/...`` is what the configured run predicts; with a test-time method the unadapted scores
-    stand beside it as ``test_unadapted/...``, and a predictor of several heads gets its adaptivity gap:
-    the accuracy of its best single head, known only to an oracle, minus its own.
+    outputs: dict[str, torch.Tensor]  # by split
+    draws: Sequence[Draw] = ()  # of the test-time method's hyperparameters, where they were to be chosen
+
+
+def score_target(run: Run, t: int, predictor: Predictor) -> Scored:
+    """Score the targets with one checkpoint into ``run.sealed``.
+
+    ``test/...`` is what the configured run predicts. With a test-time method the unadapted scores stand
+    beside it as ``test_unadapted/...`` and, where it sets examples apart to adapt on, those of the other
+    examples as ``test_query/...``; ``val_adapted/...`` is what its hyperparameters were chosen by.
     """
-    evaluator, adapts = run.evaluator, run.config.tta.name not in ("", "none")
+    evaluator, adaptation = run.evaluator, _adaptation(run)
     outputs: dict[str, torch.Tensor] = {}
     sealed: dict[str, float] = {}
-    for split in ("test", "test_holdout"):
+    draws: Sequence[Draw] = ()
+    if adaptation:
+        draws = adaptation.tried(predictor, run.splits.rows["val"])
+        chosen = best(draws) if draws else adaptation.draw()
+        if chosen.scores:
+            sealed.update({"tta/draw": chosen.number, **chosen.scores.flat("val_adapted")})
+    for split in target_splits(run):
         rows = all_rows(run.splits.rows[split])
         plain = outputs[split] = evaluator.outputs(predictor, rows)
-        if adapts:
+        if (
+            split == "test"
+            and hasattr(predictor, "heads")
+            and evaluator.dataset.task.name == "classification"
+        ):
+            sealed.update(head_scores(run, predictor, plain))
+        if adaptation:
             sealed.update(evaluator.scores(plain, rows).flat(f"{split}_unadapted"))
-            outputs[split] = torch.cat([_adapted(run, predictor, r) for r in run.splits.rows[split].values()])
+            adapted = adaptation.outputs(predictor, run.splits.rows[split], chosen.hp)
+            outputs[split], query_N = adapted.outputs_NC, adapted.query_N
+            if query_N.any() and not query_N.all():
+                scores = evaluator.scores(outputs[split][query_N], rows[query_N.numpy()])
+                sealed.update(scores.flat(f"{split}_query"))
         sealed.update(evaluator.scores(outputs[split], rows).flat(split))
-    if hasattr(predictor, "heads"):
-        for domain, rows in run.splits.rows["test"].items():
-            sealed[f"test/adaptivity_gap/{slug(domain)}"] = adaptivity_gap(run, predictor, rows)
     if t not in run.sealed:  # a checkpoint scored while training is scored once more for its outputs
         run.sealed[t] = sealed
         for key, value in sealed.items():
             run.rundir.record(key, value, t)
-    return outputs
+    return Scored(outputs, draws)
 
 
-def adaptivity_gap(run: Run, predictor: Any, rows: np.ndarray) -> float:
-    """Accuracy of the best single head on these rows minus the predictor's own accuracy."""
-    evaluator = run.evaluator
-    targets_N = evaluator.dataset.targets_M[torch.from_numpy(rows)]
-    own = (evaluator.outputs(predictor, rows).argmax(-1) == targets_N).float().mean()
-    heads_H = (evaluator.head_outputs(predictor, rows).argmax(-1) == targets_N).float().mean(1)
-    return float(heads_H.max() - own)
+def adapted_validation(run: Run, predictor: Predictor, split: str = "val") -> torch.Tensor:
+    """What the test-time method, with its settings as given, makes of each validation domain."""
+    adaptation = _adaptation(run)
+    assert adaptation is not None
+    return adaptation.outputs(predictor, run.splits.rows[split], adaptation.draw().hp).outputs_NC
+
+
+def target_splits(run: Run) -> list[str]:
+    """What is sealed: the target, and what the dataset keeps for the very end beside it."""
+    return [split for split in ("test", "test_holdout", "id_test") if split in run.splits.rows]
+
+
+def head_scores(run: Run, predictor: Any, plain_NC: torch.Tensor) -> dict[str, float]:
+    """Accuracies on the targets of every head of a predictor that has several, and its adaptivity gap.
+
+    The gap is the accuracy of the best single head, known only to an oracle, minus the predictor's own
+    without adaptation (whose outputs are ``plain_NC``).
+    """
+    evaluator, rows_by_domain = run.evaluator, run.splits.rows["test"]
+    found: dict[str, float] = {}
+    parts = plain_NC.split([len(rows) for rows in rows_by_domain.values()])
+    slug_of = slugs(rows_by_domain)
+    for (domain, rows), own_NC in zip(rows_by_domain.items(), parts, strict=True):
+        targets_N = evaluator.dataset.targets_M[torch.from_numpy(rows)]
+        heads_HNC = evaluator.head_outputs(predictor, rows)
+        acc_H = (heads_HNC.argmax(-1) == targets_N).float().mean(1)
+        own = (own_NC.argmax(-1) == targets_N).float().mean()
+        found[f"test/adaptivity_gap/{slug_of[domain]}"] = float(acc_H.max() - own)
+        if len(acc_H) <= FEW:
+            names = slugs(getattr(predictor, "head_names", map(str, range(len(acc_H))))).values()
+            for name, acc in zip(names, acc_H.tolist(), strict=True):
+                found[f"test/head_acc/{name}/{slug_of[domain]}"] = acc
+    return found
 
 
 def score_kept(run: Run) -> dict[str, Evaluation]:
@@ -64,14 +112,17 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
     Rules choose among draws later, in a report; what is chosen here is the checkpoint.
     """
     kept = {"last": run.evaluations[-1].step, **{name: step for name, (_, step) in run.best.items()}}
-    outputs: dict[int, Mapping[str, torch.Tensor]] = {}
+    scored: set[int] = set()
     for name, step in kept.items():
         if run.stop.signal is not None:
             raise Interrupted(run.stop.signal)  # a resume scores the target again
-        if step not in outputs:
+        if step not in scored:
+            scored.add(step)
             predictor = run.learner.predictor(run.source, checkpoint.load_weights(run, name))
-            outputs[step] = score_target(run, step, predictor)
-            store_outputs(run, step, predictor, outputs[step])
+            outputs, draws = score_target(run, step, predictor)
+            store_outputs(run, step, predictor, outputs)
+            if draws:
+                store_choice(run, step, draws)
     run.evaluations = [
         Evaluation(e.step, {**e.metrics, **run.sealed.get(e.step, {})}) for e in run.evaluations
     ]
@@ -80,8 +131,11 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
     if not chosen:
         chosen["last"] = by_step[kept["last"]]
     for name, evaluation in chosen.items():
-        metrics = evaluation.metrics
-        summary = {"test_acc": metrics["test/acc_domain_mean"], "test_wga": metrics["test/wga"]}
+        metrics, measure = evaluation.metrics, measure_of(evaluation.metrics)
+        summary = {
+            f"test_{measure.key}": metrics[f"test/{measure.key}_domain_mean"],
+            f"test_{measure.worst_group}": metrics[f"test/{measure.worst_group}"],
+        }
         # At step 0, because MLflow draws bars, and not a curve of one point, of what has no other step.
         for key, value in {"step": evaluation.step, **summary}.items():
             run.rundir.record(f"chosen/{name}/{key}", value, 0)
@@ -96,13 +150,18 @@ def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, 
     import pandas as pd
 
     dataset, frames, bytes_per_output = run.evaluator.dataset, [], 2
-    for split in ("val", "test", "test_holdout"):
+    for split in ("val", *target_splits(run)):
         rows = all_rows(run.splits.rows[split])
         size = len(rows) * dataset.task.outputs * bytes_per_output
         if size > run.config.selection.predictions_mb * 2**20:
             run.progress.say(f"outputs of {split} are not stored: {size / 2**20:.0f} MB is over the limit")
             continue
-        logits = test[split] if split in test else run.evaluator.outputs(predictor, rows)
+        if split in test:
+            logits = test[split]
+        elif run.adapts_by_nature:
+            logits = adapted_validation(run, predictor, split)
+        else:
+            logits = run.evaluator.outputs(predictor, rows)
         columns: dict[str, Any] = {
             "row": rows,
             "split": split,
@@ -116,9 +175,36 @@ def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, 
         pd.concat(frames).to_parquet(run.rundir.path / f"predictions-{step}.parquet", index=False)
 
 
-def _adapted(run: Run, predictor: Predictor, rows: np.ndarray) -> torch.Tensor:
-    config = run.config.tta
-    method = registry.load("tta", config.name)
-    hp = checked(method.hparams, config.options, "tta")
-    seed = seed_hash(run.config.trial_seed, "tta")
-    return run.evaluator.adapted(predictor, rows, method, hp, config, run.source, seed)
+def store_choice(run: Run, step: int, draws: Sequence[Draw]) -> None:
+    """Every draw of the test-time method and what it is worth as ``tta-STEP.json``; say which was chosen."""
+    chosen, name = best(draws), run.config.tta.name
+    metrics = {each.number: each.scores.flat("val_adapted") if each.scores else {} for each in draws}
+    measure = measure_of(metrics[0])
+    key = f"val_adapted/{measure.key}_domain_mean"
+    content = [
+        {
+            "draw": each.number,
+            "chosen": each is chosen,
+            "hp": each.hp.model_dump(mode="json"),
+            key: None if math.isnan(value) else value,  # JSON has no NaN
+        }
+        for each in draws
+        for value in [metrics[each.number][key]]
+    ]
+    write_json(run.rundir.path / f"tta-{step}.json", {"method": name, "draws": content})
+    settings = ", ".join(f"{key} {value}" for key, value in chosen.hp.model_dump(mode="json").items())
+    score, given = (measure.shown(metrics[number][key]) for number in (chosen.number, 0))
+    run.progress.say(
+        f"{name} at checkpoint {step}: draw {chosen.number} ({settings}), {score} on validation data, "
+        f"{given} as given"
+    )
+
+
+def _adaptation(run: Run) -> Adaptation | None:
+    config = run.config
+    if config.tta.name in ("", "none"):
+        return None
+    method = registry.load("tta", config.tta.name)
+    lr = config.optimizer.lr
+    assert lr is not None
+    return Adaptation(run.evaluator, method, config.tta, run.source, config.trial_seed, lr)

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from dgharness.algorithms.drm import drm
 from dgharness.errors import UsageError
 from dgharness.step import Batch
+from dgharness.testing import check_algorithm
+from dgharness.testing.world import Case
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 K, C, D = 3, 3, 5
+SELECTIONS = ["uniform", "entropy", "prototype", "cosine", "discriminator"]
 
 
 def domain_head(objective, k):
@@ -61,6 +64,75 @@ def test_with_one_domain_equal_heads_have_equal_losses(make_step, run):
     objective.heads.load_state_dict(step.model.classifier.state_dict())
     _, metrics = objective(step, drm.hparams())
     torch.testing.assert_close(metrics["own_head_risk"], metrics["risk"], **EXACT)
+
+
+# --- the discriminator -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain_EB", [None, MIXED, FEWER], ids=["rows", "mixed", "fewer"])
+def test_the_discriminator_learns_the_domain_from_features_that_it_does_not_change(
+    make_step, run, grads, domain_EB
+):
+    step = make_step() if domain_EB is None else make_step(E=2, B=4, domain_EB=domain_EB)
+    loss, metrics, objective = run(drm, step, domains=K, selection="discriminator")
+    risk = plain_loss(objective, step)
+    guesses = [
+        -objective.discriminator(z_D).log_softmax(-1)[d]
+        for z_D, d in zip(step.features_EBD.detach().flatten(0, 1), step.domain_EB.flatten(), strict=True)
+    ]
+    guess = sum(guesses) / len(guesses)
+    torch.testing.assert_close(metrics["domain_risk"], guess, **EXACT)
+    torch.testing.assert_close(loss, risk + guess, **EXACT)
+    for module in (step.model, objective.heads):
+        torch.testing.assert_close(grads(loss, module), grads(risk, module), **EXACT)
+    own = grads(loss, objective.discriminator)
+    assert own.any()
+    torch.testing.assert_close(own, grads(guess, objective.discriminator), **EXACT)
+
+
+def batch_of(t):
+    """Three domains that the last inputs tell apart."""
+    draw = torch.Generator().manual_seed(t)
+    x = torch.randn(K, 16, 10, generator=draw)
+    x[..., -K:] += 4 * torch.eye(K)[:, None]
+    return x.flatten(0, 1), torch.randint(C, (K, 16), generator=draw)
+
+
+def trained(updates, selection):
+    learner = Case(drm, drm.hparams(selection=selection)).learner()
+    for t in range(updates):
+        learner.step(*batch_of(t))
+    return learner
+
+
+def test_a_discriminator_beside_them_changes_neither_heads_nor_features():
+    state, other = (trained(10, selection).state_dict() for selection in ("discriminator", "entropy"))
+    assert len([key for key in state["algorithm"] if "discriminator" in key]) == 6
+    for part in ("model", "algorithm"):
+        assert not any("discriminator" in key for key in other[part])
+        for key, value in other[part].items():
+            assert value.equal(state[part][key]), key
+
+
+def test_a_trained_discriminator_finds_the_head_of_the_domain():
+    predictor, (x, _) = trained(100, "discriminator").predictor(), batch_of(1000)
+    z_ND = predictor.features(x)
+    weight_KN = predictor.weights(predictor.heads(z_ND).log_softmax(-1), z_ND, 1.0)
+    for k, own_KB in enumerate(weight_KN.split(16, dim=1)):
+        assert own_KB[k].mean() > 0.8
+
+
+def test_the_discriminator_weights_every_head_by_how_likely_its_domain_is(predicted):
+    log_p_HNC, logits_NC, predictor, z_ND = predicted(selection="discriminator")
+    weight_NK = predictor.drm.discriminator(z_ND).softmax(-1)
+    assert (weight_NK - 1 / K).abs().max() > 1e-3
+    expected = sum(weight_NK[:, k, None] * log_p_HNC[k].exp() for k in range(K))
+    torch.testing.assert_close(logits_NC.exp(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("selection", ["discriminator", "cosine"])
+def test_it_keeps_to_the_contract(selection):
+    check_algorithm(drm, selection=selection)
 
 
 # --- prediction ------------------------------------------------------------------------------------
@@ -148,7 +220,33 @@ def test_a_prototype_is_the_mean_feature_of_its_domain(predicted):
         torch.testing.assert_close(mu_D, predictor.features(x).mean(0), rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("selection", ["uniform", "entropy", "prototype"])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_cosine_selection_weights_the_domain_heads_by_the_angle_to_their_prototype(predicted, gamma):
+    log_p_HNC, logits_NC, predictor, z_ND = predicted(
+        Domains(), selection="cosine", gamma=gamma, prototype_samples=100
+    )
+    cosine_KN = torch.stack([F.cosine_similarity(z_ND, mu_D, dim=-1) for mu_D in predictor.prototype_KD])
+    weight_KN = (1 - cosine_KN) ** -gamma
+    expected = (weight_KN[..., None] * log_p_HNC[:K].exp()).sum(0) / weight_KN.sum(0)[:, None]
+    torch.testing.assert_close(logits_NC.exp(), expected, **EXACT)
+
+
+def test_negative_gamma_takes_the_head_of_the_most_similar_prototype(predicted):
+    log_p_HNC, logits_NC, predictor, z_ND = predicted(Domains(), selection="cosine", gamma=-1)
+    cosine_KN = torch.stack([F.cosine_similarity(z_ND, mu_D, dim=-1) for mu_D in predictor.prototype_KD])
+    expected = torch.stack([log_p_HNC[k, n] for n, k in enumerate(cosine_KN.argmax(0).tolist())])
+    torch.testing.assert_close(logits_NC, expected, **EXACT)
+
+
+def test_an_example_on_its_prototype_has_that_head_alone(predicted):
+    for selection in ("prototype", "cosine"):
+        _, _, predictor, _ = predicted(Domains(), selection=selection)
+        mu_1D = predictor.prototype_KD[1:2]
+        expected = predictor.heads(mu_1D).log_softmax(-1)[1]
+        torch.testing.assert_close(predictor.classify(mu_1D), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
 def test_predictions_are_probabilities_and_depend_on_no_other_example(predicted, selection):
     _, logits_NC, predictor, z_ND = predicted(Domains(), selection=selection)
     torch.testing.assert_close(logits_NC.exp().sum(-1), torch.ones(len(z_ND)).double(), **EXACT)
@@ -163,8 +261,26 @@ def test_a_certain_head_does_not_break_the_mixture(predicted):
     assert not predictor.classify(z_ND).isnan().any()
 
 
-def test_prototypes_without_training_data_are_a_clear_error(make_step, run):
+@pytest.mark.parametrize("selection", ["prototype", "cosine"])
+def test_prototypes_without_training_data_are_a_clear_error(make_step, run, selection):
     step = make_step()
     _, _, objective = run(drm, step)
-    with pytest.raises(UsageError, match="selection=entropy"):
-        objective.predictor(step.model, drm.hparams(selection="prototype"), None)
+    with pytest.raises(UsageError, match=f"selection={selection} .* set selection=entropy"):
+        objective.predictor(step.model, drm.hparams(selection=selection), None)
+
+
+def test_separate_heads_are_copies_of_the_domains_and_the_pooled_one_itself(predicted):
+    _, _, predictor, z_ND = predicted()
+    *own, pooled = predictor.separate_heads()
+    assert pooled is predictor.model.classifier and len(own) == K
+    torch.testing.assert_close(torch.stack([head(z_ND) for head in [*own, pooled]]), predictor.heads(z_ND))
+    before = predictor.heads(z_ND)
+    with torch.no_grad():
+        own[0].weight.zero_()
+    assert predictor.heads(z_ND).equal(before)
+
+
+def test_another_gamma_may_be_asked_of_the_mixture(predicted):
+    _, expected, _, _ = predicted(gamma=5.0)
+    _, _, predictor, z_ND = predicted(gamma=1.0)
+    torch.testing.assert_close(predictor.mix(predictor.heads(z_ND), z_ND, 5.0), expected, **EXACT)

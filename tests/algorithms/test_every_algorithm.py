@@ -194,9 +194,10 @@ def test_the_check_of_the_rung_sees(line):
 def test_the_docstring_has_its_fields(name):
     summary, *rest = ALL[name].doc.splitlines()
     keys = [line.split(":")[0] for line in rest if line and not line.startswith(" ")]
+    assert keys.pop() == "Shapes" if keys[4:] else True  # a legend, where there are letters of its own
     assert summary.endswith(".") and rest[0] == ""
     assert keys == ["Paper", "Equation", "Agrees with", "Trust"]
-    assert ALL[name].doc.splitlines()[-1] in {"Trust: core", "Trust: verified", "Trust: unverified"}
+    assert {"Trust: core", "Trust: verified", "Trust: unverified"} & set(rest)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,15 +1,16 @@
-"""leave-one-domain-out: DomainBed's split lists, and what is refused."""
+"""The protocols: DomainBed's split lists, the dataset's own split, and what is refused."""
 
 from __future__ import annotations
 
 import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dgharness.data.colored_digits import colored_digits
 from dgharness.data.coloring import ColoringOptions
-from dgharness.data.protocols import PROTOCOLS, leave_one_domain_out
+from dgharness.data.protocols import PROTOCOLS, default_targets, leave_one_domain_out, official
 from dgharness.errors import UsageError
 
 
@@ -101,3 +102,71 @@ def test_mistakes_are_named(table, targets, holdout, message):
 
 def test_the_protocol_is_found_by_name():
     assert PROTOCOLS["leave-one-domain-out"] is leave_one_domain_out
+
+
+@pytest.fixture
+def split_table(table):
+    """Makes a dataset whose rows of every domain are dealt to the given splits in turn; None is unknown."""
+
+    def make(*splits, **sizes):
+        dataset = table(**sizes)
+        dealt = [splits[row % len(splits)] for size in sizes.values() for row in range(size)]
+        dataset.manifest["split"] = pd.Categorical(dealt)
+        return dataset
+
+    return make
+
+
+def test_the_official_split_is_taken_as_it_stands(split_table):
+    dataset = split_table("test", "train", "val", "train", None, a=10, b=5)
+    splits = official(dataset, ["a", "b"], trial_seed=3)
+    rows = {split: {name: r.tolist() for name, r in found.items()} for split, found in splits.rows.items()}
+    assert rows == {
+        "train": {"a": [1, 3, 6, 8], "b": [11, 13]},
+        "val": {"a": [2, 7], "b": [12]},
+        "test": {"a": [0, 5], "b": [10]},
+    }
+    assert splits.digest == official(dataset, ["b", "a"], trial_seed=4).digest
+
+
+def test_a_domain_is_where_its_rows_are_and_nothing_is_held_back(split_table):
+    dataset = split_table("train", "val", "id_test", a=9, b=9, c=6)
+    of_c = dataset.domain_M == 2
+    dataset.manifest["split"] = np.where(of_c, "test", dataset.manifest["split"].astype(str))
+    splits = official(dataset, default_targets("official", dataset), 0)
+    assert (splits.train_domains, splits.targets) == (("a", "b"), ("c",))
+    assert list(splits.rows) == ["train", "val", "test", "id_test"]
+
+
+def test_the_split_is_no_attribute_for_methods(split_table):
+    dataset = split_table("train", "val", "test", a=9)
+    assert set(dataset.attributes_M) == {"time", "colour"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "targets", "message"),
+    [
+        (
+            ("train", "val", "test"),
+            ["a"],
+            "is tested on a, b by its official split, and the target given is a",
+        ),
+        (("train", "val"), ["a"], "has no row of test; the protocol official needs train, val and test"),
+        (("test", "test"), ["a"], "has no row of train and none of val"),
+        (("train", "valid", "test"), ["a"], "holds 'valid'; the protocol official knows train, val, test"),
+    ],
+)
+def test_what_is_wrong_with_an_official_split_is_named(split_table, splits, targets, message):
+    with pytest.raises(UsageError, match=message):
+        official(split_table(*splits, a=9, b=9), targets, 0)
+
+
+def test_without_a_split_column_there_is_nothing_official(table):
+    with pytest.raises(UsageError, match="table has no split of its own"):
+        official(table(a=9, b=9), ["a"], 0)
+
+
+def test_targets_that_are_not_named_are_the_last_domain_or_the_official_ones(split_table):
+    dataset = split_table("train", "val", "test", a=9, b=9)
+    assert default_targets("leave-one-domain-out", dataset) == ("b",)
+    assert default_targets("official", dataset) == ("a", "b")

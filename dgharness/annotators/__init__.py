@@ -1,0 +1,1 @@
+"""One method per file that finds domains or groups before training."""

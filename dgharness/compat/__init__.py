@@ -1,0 +1,1 @@
+"""Algorithm classes of other code bases, run as they are."""

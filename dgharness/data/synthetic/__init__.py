@@ -1,0 +1,1 @@
+"""Synthetic constructions with a known answer, one file each: functions of a seed, and datasets of them."""
