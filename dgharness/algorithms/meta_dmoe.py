@@ -11,8 +11,8 @@ Agrees with: the authors' code (n3il666/Meta-DMoE) in networks, losses, masking 
     all experts train side by side; the sampler is the same in every stage and draws with replacement;
     checkpoints are chosen by the adapted student on validation parts of the training domains (there on
     further domains), and not after every stage. Rates do not decay and moments are not reset within a
-    stage. As there, weight decay is for experts and the student's own stage. Attention has 16 heads where 16 divides
-    the number of features, else their largest common divisor.
+    stage. As there, weight decay is for experts and the student's own stage. Attention has 16 heads where
+    16 divides the number of features, else their largest common divisor.
 Trust: verified
 
 Shapes: those of plugin.py, with M experts, and S support and Q query examples of a row.
