@@ -114,7 +114,8 @@ class Row:
             return [*self.what, self.published, band, "not measured", "0", "", self.note]
         mean = statistics.fmean(self.values)
         verdict = "" if self.band is None else "yes" if mean in self.band else "**no**"
-        measured = f"{mean:.{digits}f} ± {statistics.pstdev(self.values):.{digits}f}"
+        spread = f" ± {statistics.pstdev(self.values):.{digits}f}" if len(self.values) > 1 else ""
+        measured = f"{mean:.{digits}f}{spread}"
         return [*self.what, self.published, band, measured, str(len(self.values)), verdict, self.note]
 
 
@@ -126,7 +127,12 @@ def markdown(leading: Sequence[str], rows: Sequence[Row], digits: int) -> str:
 
 def write(path: Path, title: str, protocol: str, tables: Sequence[str]) -> None:
     """The results file: what was run, and every table."""
-    arguments = [argument for argument in sys.argv[1:] if argument != TABLE_ONLY]
+    after = dict(zip(sys.argv[2:], sys.argv[1:], strict=False))
+    arguments = [
+        "DIR" if after.get(argument) == "--data-root" else argument
+        for argument in sys.argv[1:]
+        if argument != TABLE_ONLY
+    ]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     parts = [f"# {title}", " ".join(protocol.split()), *tables, f"Made by `{command}` ({machine()})."]
     path.parent.mkdir(parents=True, exist_ok=True)

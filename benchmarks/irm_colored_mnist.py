@@ -107,7 +107,10 @@ PUBLISHED = {  # test mean and deviation, training mean and deviation
 
 
 def domains(root: Path, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Images [N, 2, 14, 14] and labels of the two training domains and of the test domain."""
+    """Images [N, 2, 14, 14] and labels of the two training domains and of the test domain.
+
+    The construction of the dataset ``irm-colored-mnist``, from a stream of its own.
+    """
     images, digits = read_mnist("irm-colored-mnist", root)
     draws = generator(seed, "generation")
     order = torch.randperm(50_000, generator=draws)

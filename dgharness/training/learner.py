@@ -211,12 +211,15 @@ class Learner:
     # --- prediction and state ----------------------------------------------------------------------
 
     def predictor(self, source: Source | None = None, weights: Mapping[str, Any] | None = None) -> Predictor:
-        """What predicts, in evaluation mode: the given weights, else the average if there is one."""
+        """What predicts, in evaluation mode: the given weights, else the average if there is one.
+
+        ``source`` is the learner's own unless given.
+        """
         algorithm: Any = self.averaged.module if self.averaged is not None else self.algorithm
         if weights is not None:
             algorithm = copy.deepcopy(algorithm)
             _load(algorithm, weights)
-        predictor: Any = algorithm.eval().predictor(source)
+        predictor: Any = algorithm.eval().predictor(self.source if source is None else source)
         if isinstance(predictor, nn.Module):
             predictor.eval()
         return predictor

@@ -78,4 +78,4 @@ class T3A:
         self.entropy_S = self.entropy_S[kept_S]
 
 
-t3a = tta_method(T3AHparams, needs=Needs(linear_classifier=True))(T3A)
+t3a = tta_method(T3AHparams, needs=Needs(linear_classifier=True, tasks=("classification",)))(T3A)
