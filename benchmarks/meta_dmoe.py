@@ -151,7 +151,7 @@ def measured(method: str, task: str, seed: int, steps: int) -> Mapping[str, floa
     return {**found, **{name: float(torch.stack(values).mean()) for name, values in scores.items()}}
 
 
-def report(cells: Cells, out: Path) -> None:
+def report(cells: Cells, out: Path, steps: int) -> None:
     known = closed_forms()
     off = "Meta-DMoE, adaptation switched off"
     halfway = above((known["one example"] + known["its support"]) / 2)
@@ -193,12 +193,12 @@ def report(cells: Cells, out: Path) -> None:
             (task, name),
             f"{form:.1f}",
             band,
-            [cell[score] for cell in cells.having(task=task, method=method)],
+            [cell[score] for cell in cells.having(task=task, method=method, steps=steps)],
         )
         for task, method, score, name, form, band in cases
     ]
     header = ["task", "method", "closed form", "band", "measured", "n", "inside?", "note"]
-    cpu = {m: [c["cpu_seconds"] for c in cells.having(method=m)] for m in METHODS}
+    cpu = {m: [c["cpu_seconds"] for c in cells.having(method=m, steps=steps)] for m in METHODS}
     cost = "; ".join(f"{m} {sum(values) / len(values):.0f} s" for m, values in cpu.items() if values)
     write(
         out,
@@ -229,7 +229,7 @@ def main() -> None:
                     {"task": task, "method": method, "seed": seed, "steps": options.steps},
                     lambda m=method, t=task, s=seed: measured(m, t, s, options.steps),
                 )
-    report(cells, options.out)
+    report(cells, options.out, options.steps)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ class ResNetOptions(Hparams):
     """Frozen: BatchNorm keeps the statistics of the weights, while its scale and shift still train (as
     DomainBed's freeze_bn). From scratch there are none to keep, so the default there is train."""
     norm: Annotated[Literal["batch", "ibn-a", "ibn-b"], Structural, Neutral("batch")] = "batch"
-    """Normalisation layers: BatchNorm, or with InstanceNorm in part of them as IBN-Net's variants a and b."""
+    """Normalisation layers: BatchNorm, or with InstanceNorm in part of them as IBN-Net's variants a and b
+    (unverified: no published number was reproduced)."""
     dropout: Annotated[DropoutRate, Structural, Choice((0.0, 0.1, 0.5))] = 0.0
     """Share of the features dropped."""
 

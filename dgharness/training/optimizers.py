@@ -21,7 +21,8 @@ class OptimizerConfig(Hparams):
 
     name: Annotated[Literal["adam", "adamw", "sgd", "sam", "rk2", "rk4"], Structural] = "adam"
     """The optimizer; sam is sharpness-aware minimization around Adam and costs two passes per step; rk2 and
-    rk4 are Runge-Kutta steps along the gradient, without momentum, and cost two and four."""
+    rk4 are Runge-Kutta steps along the gradient, without momentum, and cost two and four (unverified:
+    written from secondary sources)."""
     lr: PositiveFloat | None = None
     """Learning rate; unset, that of the dataset's profile."""
     weight_decay: NonNegativeFloat | None = None
