@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -34,6 +35,9 @@ def list_entries(group: str, pattern: str, unverified: bool, plugins: Sequence[s
         source = "" if entry.source == "built-in" else f"  [{entry.source}]"
         tier = f"{entry.trust:<{tiers}}  " if tiers else ""
         print(f"{entry.name:<{width}}  {tier}{about}{aliases}{source}".rstrip())
+    more = 0 if unverified else len(registry.entries(group, include_unverified=True, pattern=pattern))
+    if more > len(entries):
+        print(f"{more - len(entries)} more are unverified; --unverified lists them too", file=sys.stderr)
 
 
 def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> None:
@@ -86,8 +90,12 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         },
         "groups": {group: int((groups.group_M == number).sum()) for number, group in enumerate(groups.names)},
     }
+    about = registry.entry("datasets", spec_name)
     facts: dict[str, Any] = {
         "name": dataset.name,
+        "summary": _plain(about.name, about.summary),
+        "paper": about.paper,
+        "protocol": dataset.defaults.protocol,
         "toy": dataset.toy,
         "examples": len(dataset.manifest),
         "input": list(dataset.input_shape),
@@ -99,6 +107,9 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         print(json.dumps(facts, indent=1))
         return
     print(f"{dataset.name}{' (a toy)' if dataset.toy else ''}: {len(dataset.manifest)} examples")
+    for label in ("summary", "paper", "protocol"):
+        if facts[label]:
+            _print_row(label, facts[label])
     _print_row("input", " x ".join(map(str, dataset.input_shape)))
     _print_row("digest", dataset.digest)
     if "targets" in facts:
@@ -121,7 +132,7 @@ def print_config(algorithm: str, preset: str) -> None:
     """
     from pydantic import BaseModel
 
-    from dgharness.config import PROFILE, RunConfig, compose, presets
+    from dgharness.config import PROFILE, RunConfig, compose, preset_tree, presets
     from dgharness.hparams import fields
 
     name = registry.canonical("algorithms", algorithm)
@@ -130,6 +141,8 @@ def print_config(algorithm: str, preset: str) -> None:
     options = registry.load("datasets", registry.split_argument("datasets", config.data.name)[0]).options
     print("# dgharness train --config FILE; uncomment a line to change it")
     print(f"# presets: {', '.join(presets())}")
+    if preset and (about := preset_tree(preset).get("about")):
+        print(textwrap.fill(str(about), 110, initial_indent="# ", subsequent_indent="# "))
     for record in fields(RunConfig):
         section = record["name"]
         value = getattr(config, section)
@@ -141,7 +154,7 @@ def print_config(algorithm: str, preset: str) -> None:
             print(f"{section}:")
             for field in fields(type(value)):
                 indent = "  # " if (section, field["name"]) in PROFILE else "  "
-                _yaml_line(indent, field, getattr(value, field["name"]))
+                _yaml_line(indent, field | _names(section, field["name"]), getattr(value, field["name"]))
             extra = dict(value.model_extra or {})
             for field in fields(options) if section == "data" else []:
                 given = field["name"] in extra
@@ -152,8 +165,46 @@ def print_config(algorithm: str, preset: str) -> None:
             _yaml_line("", record, value)
 
 
+# The settings that name a registered part, and the group that it is registered in.
+PARTS = {
+    ("data", "name"): "datasets",
+    ("model", "name"): "models",
+    ("annotator", "name"): "annotators",
+    ("tta", "name"): "tta",
+    ("selection", "rules"): "selection",
+}
+
+
+def _names(section: str, key: str) -> dict[str, Any]:
+    if (section, key) not in PARTS:
+        return {}
+    off = ["none"] if section in ("annotator", "tta") else []
+    return {"known": off + [entry.name for entry in registry.entries(PARTS[section, key])]}
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    """What a field of a few fixed values may be, whether or not a draw would take it.
+
+    >>> _allowed({"type": "typing.Literal['fixed', 'variable']", "space": None})
+    'one of fixed, variable'
+    >>> _allowed({"type": "typing.Literal['a', 'b', 'c']", "space": "one of a, b"})
+    'one of a, b, c; drawn: one of a, b'
+    >>> _allowed({"type": "float", "space": "log-uniform [0.1, 1]"})
+    'log-uniform [0.1, 1]'
+    """
+    known, space = field.get("known"), field["space"]
+    if fixed := re.fullmatch(r"typing\.Literal\[(.*)\]", str(field["type"])):
+        known = ast.literal_eval(f"({fixed[1]},)")
+    if not known:
+        return space or ""
+    any_or_one = "any" if str(field["type"]).startswith("tuple") else "one"
+    allowed = f"{any_or_one} of {', '.join(str(value) for value in known if value != '')}"
+    return allowed if space in (None, allowed) else f"{allowed}; drawn: {space}"
+
+
 def _yaml_line(indent: str, field: dict[str, Any], value: Any) -> None:
-    space = f" [{field['space']}]" if field["space"] else ""
+    allowed = _allowed(field)
+    space = f" [{allowed}]" if allowed else ""
     text = json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
     note = f"{field['help']}{space}".strip()
     print(f"{indent}{field['name']}: {text}" + (f"  # {note}" if note else ""))
@@ -193,7 +244,8 @@ def _print_fields(title: str, fields: Sequence[dict[str, Any]]) -> None:
     width = max(len(field["name"]) for field in fields)
     for field in fields:
         default = "unset" if field["default"] is None else json.dumps(field["default"], default=str)
-        space = f", {field['space']}" if field["space"] else ""
+        allowed = _allowed(field)
+        space = f", {allowed}" if allowed else ""
         structural = ", structural" if field["structural"] else ""
         print(f"  {field['name']:<{width}}  {default}{space}{structural}")
         if field["help"]:

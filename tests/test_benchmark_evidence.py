@@ -138,6 +138,12 @@ def test_a_mean_outside_its_band_is_said_to_be_outside(imported: Any) -> None:
 RESULTS = {"in": [1.0, 1.2], "out": [1.0, 2.2], "none": []}
 
 
+def test_one_value_has_no_spread(imported: Any) -> None:
+    evidence = imported("evidence")
+    one, two = (evidence.Row(("x",), "1.0", None, values).cells(1) for values in ([1.0], [1.0, 2.0]))
+    assert "1.0" in one and "1.5 ± 0.5" in two
+
+
 def test_what_was_measured_is_not_measured_again(imported: Any, tmp_path: Path) -> None:
     cells = imported("evidence").Cells(tmp_path / "cells.jsonl")
     for value in (1.0, 2.0):

@@ -18,6 +18,7 @@ from dgharness.training.prepare import prepare
 from dgharness.training.signals import StopFlag
 
 FAST = ["--set", "train.steps=4", "--set", "train.eval_every=2", "--set", "model.width=8"]
+CAMELYON = "wilds/camelyon17/meta-dmoe"
 EXPERIMENT = "colored-digits/leave-one-domain-out"
 
 
@@ -284,6 +285,37 @@ def test_the_algorithms_are_listed_one_a_line(dgharness):
     assert dgharness("algorithms", "--pattern", "zz*").err == "no algorithm matches 'zz*'\n"
 
 
+def test_the_list_says_how_many_algorithms_it_leaves_out(dgharness):
+    listed, every = dgharness("algorithms"), dgharness("algorithms", "--unverified")
+    left_out = every.out.count("\n") - listed.out.count("\n")
+    assert left_out and listed.err == f"{left_out} more are unverified; --unverified lists them too\n"
+    assert every.err == "" and dgharness("algorithms", "--pattern", "erm").err == ""
+
+
+def test_a_page_names_the_values_that_a_setting_may_have(dgharness):
+    # Without them "by a network that tells domains apart" does not say what to write after hp.selection=.
+    assert (
+        '"entropy", one of uniform, entropy, prototype, cosine, discriminator'
+        in dgharness("algorithms", "show", "drm").out
+    )
+    kernel = '"euclid", one of euclid, hypersphere, cosine; drawn: one of euclid, hypersphere, structural'
+    assert kernel in dgharness("algorithms", "show", "nw-head").out
+
+
+def test_the_printed_configuration_names_what_can_be_chosen(dgharness):
+    text = dgharness("config").out
+    for names in (
+        "drm-online, ",
+        "[one of none, eiil]",
+        "one of linear, mlp,",
+        "[any of last, leave-one-domain-out-cv",
+        "synthetic:zin",
+    ):
+        assert names in text
+    assert "[one of adam, adamw, sgd, sam, rk2, rk4]" in text
+    assert "\n# Meta-DMoE on Camelyon17 of WILDS" in dgharness("config", "--preset", CAMELYON).out
+
+
 def test_an_algorithm_is_shown_whole(dgharness):
     text = dgharness("algorithms", "show", "irm").out
     for part in (
@@ -304,7 +336,10 @@ def test_an_algorithm_is_shown_whole(dgharness):
 
 def test_a_dataset_is_shown_with_its_counts(dgharness):
     text = dgharness("datasets", "show", "colored-digits").out
-    assert text.startswith("colored-digits (a toy): 1797 examples\ninput        2 x 8 x 8\n")
+    assert text.startswith("colored-digits (a toy): 1797 examples\nsummary      the bundled digits, colored.")
+    assert "\nprotocol     leave-one-domain-out\n" in text and "\ninput        2 x 8 x 8\n" in text
+    toy = dgharness("datasets", "show", "synthetic:unit-test-2").out
+    assert "\npaper        Aubin, " in toy and "\nprotocol     official\n" in toy
     assert "\ndomains      +90% 599 · +80% 599 · -90% 599\n" in text
     assert "\noptions\n  label_noise  0.25\n" in text
     facts = json.loads(dgharness("datasets", "show", "colored-digits", "--json").out)

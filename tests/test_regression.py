@@ -278,6 +278,12 @@ def test_the_checkpoint_with_the_smallest_validation_error_is_kept(mlflow_store,
     assert result.chosen["training-domain-validation"].step == min(errors, key=errors.get)
 
 
+def test_a_default_adaptation_of_the_same_name_is_not_named_twice():
+    # The algorithm meta-dmoe brings the test-time method meta-dmoe.
+    flags = {"algorithm": "meta-dmoe", "train": {"steps": 3000}}
+    assert header_lines(prepare(compose(flags=flags)), [], "")[0].startswith("meta-dmoe · ")
+
+
 def test_what_a_person_sees_names_the_measure_and_its_direction(mlflow_store, tmp_path):
     said = []
     config = small(mlflow_store, tmp_path)

@@ -230,8 +230,40 @@ def test_what_a_method_cannot_do_is_not_applicable_with_its_reason():
     reasons = {("coral", (d,)): "needs 2 training domains" for d in DOMAINS}
     table = one(runs, not_applicable=reasons)
     assert cell(table, "coral", "-90%").problem == "n/a"
-    assert cell(table, "coral", "average").mean is None
+    assert cell(table, "coral", "average").problem == "n/a"
     assert "coral on -90%: needs 2 training domains" in render(table)
+
+
+def test_what_cannot_run_on_the_datasets_own_split_is_named_with_its_reason():
+    # The plan of such a run names no targets: the split was never made.
+    table = one(sweep({"erm": [0.5, 0.6]}), not_applicable={("drm", ()): "it needs classes"})
+    assert cell(table, "drm", "-90%").problem == "n/a"
+    assert "drm on -90%: it needs classes" in render(table)
+
+
+def test_a_row_of_fewer_trials_is_named_as_such():
+    plan = [("erm", ("-90%",), 0, 0), ("erm", ("-90%",), 0, 1), ("vrex", ("-90%",), 0, 1)]
+    runs = [*sweep({"erm": [0.5, 0.6]}), record("vrex", trial=1)]
+    (note,) = one(runs, expected=plan).notes
+    assert note.startswith("vrex was run on 1 of 2 trials (t1)")
+    assert not one(sweep({"erm": [0.5, 0.6], "vrex": [0.5, 0.6]})).notes
+
+
+def test_a_method_that_never_left_the_baseline_is_named():
+    def run(algorithm: str, nll: float, tta: str = "none") -> RunRecord:
+        metrics = {"val/acc/a": 0.5, "val/nll": nll, f"test/acc/{slug('-90%')}": 0.5}
+        return record(algorithm, tta=tta, evaluations=(Evaluation(100, metrics),))
+
+    rivals = [run("pair", 0.7), run("vrex", 0.71), run("erm", 0.7, tta="t3a"), run("pair", 0.7, tta="t3a")]
+    (note,) = one([run("erm", 0.7), *rivals]).notes
+    assert note.startswith("pair, pair + t3a have the validation loss of erm at every checkpoint")
+    assert not one([run("erm", 0.7), run("vrex", 0.71)]).notes
+
+
+def test_an_oracle_without_target_labels_says_what_it_lacks():
+    bare = record(evaluations=(Evaluation(100, {"val/acc/a": 0.5, "test/acc/-90%": 0.5}),))
+    found = cell(one([bare], rule=oracle), "erm", "-90%")
+    assert found.problem == "n/a" and "no labelled target examples were held back" in found.detail
 
 
 def test_averaging_and_test_time_methods_are_rows_of_their_own():

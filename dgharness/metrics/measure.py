@@ -18,10 +18,10 @@ class Measure:
     def shown(self, value: float) -> str:
         """As a person reads it.
 
-        >>> ACCURACY.shown(0.875), SQUARED_ERROR.shown(10.4321)
-        ('87.5', '10.4')
+        >>> ACCURACY.shown(0.875), SQUARED_ERROR.shown(10.4321), SQUARED_ERROR.shown(25.999)
+        ('87.5', '10.4', '26.0')
         """
-        return f"{100 * value:.1f}" if self.sign > 0 else f"{value:.3g}"
+        return f"{100 * value:.1f}" if self.sign > 0 else f"{value:#.3g}".removesuffix(".")
 
 
 ACCURACY = Measure("acc", "accuracy", 1, "wga")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dgharness.metrics.measure import ACCURACY, Measure
 from dgharness.report.statistics import ALPHA, Comparison, smallest_p
@@ -57,6 +57,26 @@ def warnings(records: Sequence[RunRecord]) -> list[str]:
         if uses := record.tags.get("dg.uses"):
             found.append(f"{label} uses {uses}.")
     return list(dict.fromkeys(found))
+
+
+def never_apart(alike: Sequence[str], baseline: str) -> list[str]:
+    """A method whose penalty never set in is the baseline under another name."""
+    if not alike:
+        return []
+    verb, them = ("has", "it") if len(alike) == 1 else ("have", "them")
+    return [
+        f"{', '.join(alike)} {verb} the validation loss of {baseline} at every checkpoint: what sets {them} "
+        "apart did not come into force; compare train.steps with hyperparameters such as anneal_steps."
+    ]
+
+
+def unequal_trials(shorter: Mapping[str, Sequence[int]], trials: int) -> list[str]:
+    """Means over different trials must not be read side by side."""
+    return [
+        f"{label} was run on {len(seeds)} of {trials} trials ({', '.join(f't{seed}' for seed in seeds)}); "
+        "go by the paired difference."
+        for label, seeds in shorter.items()
+    ]
 
 
 def _spread(trials: int, draws: Sequence[int]) -> str:

@@ -200,6 +200,8 @@ class _Maker:
         labels = self.labels
         rows = tuple(Row(label, tuple(cells[label] for _, cells in table)) for label in labels)
         problems = [cell.detail for row in rows for cell in row.cells if cell.detail]
+        problems += captions.unequal_trials(self.runs.shorter, self.runs.trials)
+        problems += captions.never_apart(self.runs.alike(self.versus), self.versus)
         return Table(
             title=title,
             block=self.block,
@@ -233,11 +235,13 @@ def _averages(columns: Sequence[Cells], names: Sequence[str]) -> dict[str, Cell]
     for label in columns[0]:
         row = [column[label] for column in columns]
         blocked = [name for name, cell in zip(names, row, strict=True) if cell.problem]
-        if blocked:
+        if all(cell.problem == "n/a" for cell in row):
+            found[label] = Cell(problem="n/a")
+        elif blocked:
             found[label] = Cell(problem=f"blocked by {', '.join(blocked)}")
-            continue
-        shared = set.intersection(*(set(cell.trials) for cell in row))
-        found[label] = Cell({t: sum(cell.trials[t] for cell in row) / len(row) for t in sorted(shared)})
+        else:
+            shared = set.intersection(*(set(cell.trials) for cell in row))
+            found[label] = Cell({t: sum(cell.trials[t] for cell in row) / len(row) for t in sorted(shared)})
     return found
 
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from dgharness.report.table import Cell, algorithm_of, label_of
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
 
+LOSSES = ("val/nll", "val/mse_avg")
 Expected = tuple[str, tuple[str, ...], int, int]  # (algorithm, targets, hparams_seed, trial_seed)
-NotApplicable = Mapping[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
+# (algorithm, targets) -> reason; no targets are those of the dataset's own split, whatever they are
+NotApplicable = Mapping[tuple[str, tuple[str, ...]], str]
 
 
 class Slot(NamedTuple):
@@ -48,6 +50,24 @@ class Grid:
     @property
     def trials(self) -> int:
         return len({slot.trial_seed for slot in self.runs})
+
+    @property
+    def shorter(self) -> dict[str, list[int]]:
+        """The rows that were run on some of the trials only, with the trial seeds that they have."""
+        trials: dict[str, set[int]] = {label: set() for label in self.labels}
+        for slot in self.runs:
+            trials[slot.label].add(slot.trial_seed)
+        return {label: sorted(seeds) for label, seeds in trials.items() if len(seeds) < self.trials}
+
+    def alike(self, baseline: str) -> list[str]:
+        """The rows of other algorithms whose runs all had the baseline's validation loss throughout."""
+        own: dict[str, list[bool]] = {}
+        for slot, runs in self.runs.items():
+            others = self.runs.get(slot._replace(label=baseline), ())
+            same = len(runs) == len(others) == 1 and _same_losses(runs[0], others[0])
+            own.setdefault(slot.label, []).append(same)
+        rivals = [label for label in self.labels if algorithm_of(label) != algorithm_of(baseline)]
+        return [label for label in rivals if all(own[label])]
 
     @property
     def draws(self) -> tuple[int, ...]:
@@ -96,8 +116,8 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
     ]
     for (name, held_out), reason in exempt.items():
         applies = set(held_out) == set(column) or (rule.pairs and set(column) < set(held_out))
-        if applies and algorithm_of(label) == name:
-            return Outcome(problem="n/a", detail=f"{label} on {'+'.join(held_out)}: {reason}")
+        if (applies or not held_out) and algorithm_of(label) == name:
+            return Outcome(problem="n/a", detail=f"{label} on {'+'.join(held_out or column)}: {reason}")
     if rule.pairs and not pairs:
         return Outcome(problem="n/a", detail=_no_pairs(rule, runs, label))
     trouble = _trouble([(slot, runs.runs[slot]) for slot in own + pairs])
@@ -107,10 +127,7 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
     for trial in sorted({slot.trial_seed for slot in own}):
         choice = choose(rule, _of(runs, own, trial), _of(runs, pairs, trial))
         if choice is None:
-            missing = "a step that all runs on pairs of targets share" if rule.pairs else "metric to go by"
-            return Outcome(
-                problem="n/a", detail=f"{rule.name} finds no {missing} in trial {trial} of {label}"
-            )
+            return Outcome(problem="n/a", detail=_no_choice(rule, f"trial {trial} of {label}"))
         choices[trial] = choice
     return Outcome(choices)
 
@@ -141,6 +158,27 @@ def measured(chosen: Outcome, read: Callable[[Choice], float]) -> Cell:
                 problem="n/a", detail=f"run {choice.run.run_id} logged none at step {choice.evaluation.step}"
             )
     return Cell(values)
+
+
+def _same_losses(one: RunRecord, other: RunRecord) -> bool:
+    """Was the loss in validation, which hardly ever agrees by chance, the same at every checkpoint?"""
+    losses = [
+        {(e.step, key): e.metrics[key] for e in run.evaluations for key in LOSSES if key in e.metrics}
+        for run in (one, other)
+    ]
+    first, second = losses
+    return (
+        bool(first)
+        and first.keys() == second.keys()
+        and all(math.isclose(first[key], second[key], rel_tol=1e-6) for key in first)
+    )
+
+
+def _no_choice(rule: Rule, where: str) -> str:
+    if rule.pairs:
+        return f"{rule.name} finds no step that all runs on pairs of targets share in {where}"
+    labels = ": no labelled target examples were held back for an oracle" if rule.oracle else ""
+    return f"{rule.name} finds no metric to go by in {where}{labels}"
 
 
 def _no_pairs(rule: Rule, runs: Grid, label: str) -> str:

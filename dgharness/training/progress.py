@@ -107,7 +107,7 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
     }
     methods = [config.averaging.name, config.tta.name]
     title = [
-        " + ".join([config.algorithm, *(name for name in methods if name != "none")]),
+        " + ".join(dict.fromkeys([config.algorithm, *(name for name in methods if name != "none")])),
         f"{dataset.name}{' (a toy)' if dataset.toy else ''} → {' + '.join(splits.targets)}",
         f"{config.model.name}/{weights}" + (f" (sha {sha[:4]}…)" if sha else ""),
         "tuning full",

@@ -1,4 +1,4 @@
-"""Linear unit tests for invariance discovery: three small problems on which invariance is known.
+"""Linear unit tests of invariance: 1 is a regression, 2 cows and camels, 3 a small margin; s: scrambled.
 
 Paper: Aubin, Slowik, Arjovsky, Bottou, Lopez-Paz, Linear unit-tests for invariance discovery, NeurIPS 2020
 workshop on causal discovery and causality-inspired machine learning, arXiv 2102.10867.
