@@ -284,6 +284,14 @@ def test_a_default_adaptation_of_the_same_name_is_not_named_twice():
     assert header_lines(prepare(compose(flags=flags)), [], "")[0].startswith("meta-dmoe · ")
 
 
+def test_a_run_too_short_for_its_method_says_so():
+    def lines(steps):
+        return header_lines(prepare(compose(flags={"algorithm": "eqrm", "train": {"steps": steps}})), [], "")
+
+    assert any("part of eqrm begins at update 2500 and the run ends at 100" in line for line in lines(100))
+    assert not any("begins at update" in line for line in lines(5000))
+
+
 def test_what_a_person_sees_names_the_measure_and_its_direction(mlflow_store, tmp_path):
     said = []
     config = small(mlflow_store, tmp_path)

@@ -79,8 +79,8 @@ def test_every_heads_target_accuracy_stands_beside_the_gap_of_the_best(go, metri
     for domain, rows in run.splits.rows["test"].items():
         z = predictor.features(run.evaluator.dataset.prepare(run.evaluator.reader(torch.from_numpy(rows))))
         by_head = {
-            name: (logits_NC.argmax(-1) == targets_of(run, rows)).float().mean().item()
-            for name, logits_NC in zip(predictor.head_names, predictor.heads(z), strict=True)
+            slug(name): (logits_NC.argmax(-1) == targets_of(run, rows)).float().mean().item()
+            for name, logits_NC in zip([*run.source.domain_names, "pooled"], predictor.heads(z), strict=True)
         }
         own = (predictor.classify(z).argmax(-1) == targets_of(run, rows)).float().mean().item()
         for name, accuracy in by_head.items():

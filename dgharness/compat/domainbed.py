@@ -71,7 +71,7 @@ def lift(module: ModuleType, name: str) -> tuple[AlgorithmSpec, Path, str]:
         build=partial(DomainBedAlgorithm, cls=cls, dialect=dialect),
         rung=3,
         hparams=DomainBedHparams if dialect == "minibatches" else ForkHparams,
-        needs=Needs(domain_rows=True),
+        needs=Needs(domain_rows=True, tasks=("classification",)),
         model=OWN,
         doc=own or f"{name}, an algorithm class of DomainBed's kind.",
     )

@@ -103,8 +103,7 @@ def official(dataset: Dataset, targets: Sequence[str], trial_seed: int, holdout:
     if set(targets) != set(rows["test"]):
         raise UsageError(
             f"{dataset.name} is tested on {', '.join(rows['test'])} by its official split, and the target "
-            f"given is {', '.join(targets) or 'none'}; leave the target out, or choose another protocol with "
-            "--set protocol.name=leave-one-domain-out"
+            f"given is {', '.join(targets) or 'none'}; leave the target out"
         )
     return Splits(rows)
 

@@ -49,7 +49,8 @@ def describe(jobs: Sequence[Job]) -> list[str]:
     }.items():
         lines.append(f"  {label:<11}{', '.join(dict.fromkeys(values))}")
     missing = [
-        f"  n/a        held out {' + '.join(job.config.protocol.targets)}: {job.not_applicable}"
+        f"  n/a        held out {' + '.join(job.config.protocol.targets) or 'as the data say'}: "
+        f"{job.not_applicable}"
         for job in jobs
         if job.not_applicable
     ]

@@ -131,6 +131,13 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
             f"groups    {len(names)} by {' x '.join(config.data.train_groups)}: {', '.join(names[:8])}"
         )
     lines += [f"deviates  {deviation}" for deviation in deviations]
+    starts = [step for step, _ in prepared.algorithm.restarts(prepared.options.hp)]
+    if late := [step for step in starts if step >= (config.train.steps or 0)]:
+        lines.append(
+            f"note      part of {config.algorithm} begins at update {late[0]} and the run ends at "
+            f"{config.train.steps}: until then it is another method (dgharness algorithms show "
+            f"{config.algorithm})"
+        )
     lines.append(f"tracking  {store}")
     return lines
 

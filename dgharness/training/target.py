@@ -100,7 +100,9 @@ def head_scores(run: Run, predictor: Any, plain_NC: torch.Tensor) -> dict[str, f
         own = (own_NC.argmax(-1) == targets_N).float().mean()
         found[f"test/adaptivity_gap/{slug_of[domain]}"] = float(acc_H.max() - own)
         if len(acc_H) <= FEW:
-            names = slugs(getattr(predictor, "head_names", map(str, range(len(acc_H))))).values()
+            of_domain = {f"domain {k}": name for k, name in enumerate(run.source.domain_names)}
+            labels = getattr(predictor, "head_names", map(str, range(len(acc_H))))
+            names = slugs([of_domain.get(label, label) for label in labels]).values()
             for name, acc in zip(names, acc_H.tolist(), strict=True):
                 found[f"test/head_acc/{name}/{slug_of[domain]}"] = acc
     return found
