@@ -34,6 +34,9 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     return found
 
 
+PARTS = ("--methods", "--examples", "--d-spu", "--restarts")
+
+
 class Cells:
     """Finished measurements by key, such as ``{"method": "irmv1", "restart": 0}``."""
 
@@ -127,14 +130,22 @@ def markdown(leading: Sequence[str], rows: Sequence[Row], digits: int) -> str:
 
 def write(path: Path, title: str, protocol: str, tables: Sequence[str]) -> None:
     """The results file: what was run, and every table."""
-    after = dict(zip(sys.argv[2:], sys.argv[1:], strict=False))
-    arguments = [
-        "DIR" if after.get(argument) == "--data-root" else argument
-        for argument in sys.argv[1:]
-        if argument != TABLE_ONLY
-    ]
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_deciding(sys.argv[1:])])
     parts = [f"# {title}", " ".join(protocol.split()), *tables, f"Made by `{command}` ({machine()})."]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n")
     print(path)
+
+
+def _deciding(arguments: Sequence[str]) -> list[str]:
+    """The options that decide the numbers, without those that only say which part is measured now.
+
+    >>> _deciding(["--data-root", "here", "--methods", "erm", "irmv1", "--steps", "5", "--table"])
+    ['--data-root', 'DIR', '--steps', '5']
+    """
+    kept, option = [], ""
+    for argument in arguments:
+        option = argument if argument.startswith("--") else option
+        if option not in (*PARTS, TABLE_ONLY):
+            kept.append("DIR" if option == "--data-root" and argument != option else argument)
+    return kept

@@ -280,7 +280,7 @@ def test_the_algorithms_are_listed_one_a_line(dgharness):
     lines = dgharness("algorithms").out.splitlines()
     assert [line.split()[0] for line in lines][:3] == ["and-mask", "causirl-coral", "causirl-mmd"]
     (irm,) = [line for line in lines if line.startswith("irmv1")]
-    assert "verified" in irm and irm.endswith("(also irm)")
+    assert " core " in irm and irm.endswith("(also irm)")
     assert json.loads(dgharness("algorithms", "--json").out)[0]["name"] == "and-mask"
     assert dgharness("algorithms", "--pattern", "zz*").err == "no algorithm matches 'zz*'\n"
 
@@ -324,7 +324,7 @@ def test_an_algorithm_is_shown_whole(dgharness):
         "\nequation     min_Phi",
         "\nneeds ",
         "\nrung         1 of 3, a penalty",
-        "\ntrust tier   verified",
+        "\ntrust tier   core",
         "\nsource       built-in, dgharness.algorithms.irmv1:irmv1",
         "\n  weight        100.0, log-uniform [0.1, 100000]\n",
         "\n  unbiased      true, structural\n",

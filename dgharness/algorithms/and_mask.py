@@ -9,7 +9,7 @@ Agrees with: DomainBed's ANDMask, with whatever optimizer is configured; its sha
     in each domain, the mask needs more than tau, and nothing is divided. Their plain steps with decay are
     optimizer.name=sgd with momentum=0. A sign of zero counts as no agreement in both.
     The domains pass the network one by one, as there.
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Paper: Vapnik, "Statistical Learning Theory", Wiley 1998; as the baseline of the
 Equation: min_f (1/n) sum_i loss(f(x_i), y_i)
 Agrees with: DomainBed's ERM; with equally many examples per domain, the mean risk of the domains is the
     risk of the pooled minibatch.
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Agrees with: DomainBed's Fishr, whose norm is the mean over the classifier's wei
     script for two domains: sums over parameters and domains, no average, weight 1 and not 0 before the anneal
     step (with rescale, l2 and restart=false); where two softmax outputs stand for its one logit, the penalty
     is twice as large. Any loss per example will do. No matrix of examples by parameters is ever built.
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations

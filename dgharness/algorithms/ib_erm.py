@@ -6,7 +6,7 @@ Equation: min mean_e R_e + lambda mean_e mean_j Var_e(z_j), with z the features
 Agrees with: DomainBed's IB_ERM, the variance unbiased and within each domain. of=logits with pooled=true is
     the paper's form for the invariance unit tests: the variance of the output over all domains together
     (weight .1, anneal_steps 0 there).
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations

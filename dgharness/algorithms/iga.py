@@ -6,7 +6,7 @@ Equation: min_theta R(theta) + lambda sum_e |g_e - g|^2, g_e = grad_theta R_e, R
 Agrees with: DomainBed's IGA and that of the invariance unit tests. Both sum over the domains; the gradient
     of the mean gradient cancels, so it makes no difference that DomainBed leaves it out.
     The domains pass the network one by one, as there.
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Agrees with: DomainBed's IRM, which estimates the square by the product of the s
     affine=true with unbiased=false is the penalty of the invariance unit tests (Aubin et al. 2021,
     arXiv:2102.10867), which minimise (1 - lambda) R + lambda penalty: that is weight lambda / (1 - lambda)
     here, up to a constant factor of the loss that Adam does not notice without weight decay.
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Paper: Krueger et al., "Out-of-Distribution Generalization via Risk Extrapolatio
 Equation: min_theta sum_e R_e(theta) + beta Var({R_1(theta), ..., R_m(theta)}), here with the mean over e.
 Agrees with: DomainBed's VREx. The paper's script sums the risks of its two domains and takes their squared
     difference, which is four times this variance, and keeps one optimizer throughout (restart=false).
-Trust: verified
+Trust: core
 """
 
 from __future__ import annotations
