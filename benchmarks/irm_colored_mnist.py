@@ -171,11 +171,12 @@ def restart(recipe: Recipe, root: Path, seed: int, steps: int | None = None) -> 
     }
 
 
-def report(cells: Cells, out: Path) -> None:
+def report(cells: Cells, out: Path, shortened: dict[str, int]) -> None:
     rows = []
     for method, published in PUBLISHED.items():
         for part, (mean, deviation) in zip(("test", "train"), published, strict=True):
-            values = [cell[part] for cell in cells.having(method=method)]
+            measured = cells.having(method=method, **shortened)
+            values = [cell[part] for cell in measured if ("steps" in cell["key"]) == bool(shortened)]
             rows.append(Row((method, part), f"{mean} ± {deviation}", around(mean, 2 * deviation), values))
     write(
         out,
@@ -198,15 +199,16 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, help="fewer than the script's, for a trial of this file")
     options = arguments.parse_args()
     cells = Cells(options.cells)
+    shortened = {"steps": options.steps} if options.steps else {}
     for seed in range(0 if options.table else options.restarts):
         for method in options.methods:
             cells.measure(
-                {"method": method, "restart": seed},
+                {"method": method, "restart": seed, **shortened},
                 lambda method=method, seed=seed: restart(
                     RECIPES[method], options.data_root, seed, options.steps
                 ),
             )
-    report(cells, options.out)
+    report(cells, options.out, shortened)
 
 
 if __name__ == "__main__":

@@ -372,7 +372,11 @@ def rows(cells: Cells, options: argparse.Namespace, d_spu: int) -> list[Row]:
         if not judged(name, example, d_spu):
             continue
         key = {"method": name, "example": example, "n": options.n, "steps": options.steps, "d_spu": d_spu}
-        scored = cells.having(**key, stage="score")
+        scored = [
+            cell
+            for cell in cells.having(**key, stage="score")
+            if cell["key"].get("seeds", options.seeds) == options.seeds
+        ]
         for how in dict.fromkeys(cell["key"]["how"] for cell in scored) or [""]:
             own = [cell for cell in scored if cell["key"]["how"] == how]
             trials = [trial for cell in own for trial in cell.get("trials", [cell])]

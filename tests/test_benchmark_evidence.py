@@ -293,6 +293,7 @@ def test_every_command_writes_its_table(imported: Any, name: str, tmp_path: Path
         )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "table.md").read_text()
-    assert "| inside? |" in text and "Made by `python benchmarks/" in text
+    judged = "lie in their bands" if name == "adaptation" else "| inside? |"
+    assert judged in text and "Made by `python benchmarks/" in text
     cells = tmp_path / "cells.jsonl"
     assert name == "domainbed_colored_mnist" or all(map(json.loads, cells.read_text().splitlines()))
