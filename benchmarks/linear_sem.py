@@ -195,8 +195,8 @@ def report(cells: Cells, options: argparse.Namespace) -> None:
             for number, part in enumerate(("causes", "effects")):
                 what = ("yes" if hidden else "no", "target" if hetero else "effects", method, part)
                 published = PUBLISHED[hidden, hetero].get(method)
-                if published is None:
-                    rows.append(Row(what, "", None, found.get(part, []), note))
+                if published is None:  # shown where it was measured, and judged by nothing
+                    rows += [Row(what, "", None, found[part], note)] if found else []
                     continue
                 mean, deviation = published[number]
                 band = difference(mean, deviation, PUBLISHED_REPETITIONS, options.repetitions)

@@ -1,6 +1,7 @@
 """Aligns where the features of the domains can lie, and not how often: labels may be distributed differently.
 
-Paper: Tong, Garipov, Zhang, Chang and Jaakkola, "Adversarial Support Alignment", ICLR 2022.
+Paper: Tong, Garipov, Zhang, Chang and Jaakkola, "Adversarial Support Alignment", ICLR 2022,
+    arXiv:2203.08908.
 Equation: min_D mean CE(D(f(x)), domain), then min_{f,w} R(w . f) + lambda mean_{i<j} SSD(U, V),
     SSD(U, V) = mean_u min_v |u - v| + mean_v min_u |u - v|, U and V the values of D_i - D_j on both domains
 Agrees with: the authors' code for two domains, whose one logit is the difference of the two here: a step of
