@@ -19,6 +19,7 @@ from dgharness.training.learner import Learner
 from dgharness.training.optimizers import OptimizerConfig
 
 DIMS = Dims(outputs=3, features=6, domains=3, groups=3, input_shape=(10,))
+ALL = [e.name for e in registry.entries("algorithms", include_unverified=True) if e.source == "built-in"]
 DRAWS_FOR_ITSELF = {"nw-head", "sparse-irm", "ddg", "meta-dmoe"}
 
 
@@ -83,6 +84,25 @@ def test_two_learners_with_the_same_weights_minibatches_and_noise_stay_the_same(
         assert not differences(mine, theirs)
         torch.rand(1)
     assert not differences(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_in_float64_takes_what_the_method_owns_with_it(name):
+    spec = registry.load("algorithms", name)
+    learner = make(
+        name,
+        model=small_model(0).double(),
+        hp=spec.hparams(**toy(name)),
+        new_model=lambda number: small_model(number).double(),
+        source=small_source(),
+    )
+    for t in range(8):
+        x, y_EB = small_batch(t)
+        metrics = learner.step(x.double(), y_EB)
+        assert all(value.isfinite().all() for value in metrics.values())
+    state = learner.state_dict()
+    floats = {v.dtype for v in (*state["model"].values(), *state["algorithm"].values()) if v.is_floating_point()}
+    assert floats == {torch.float64}
 
 
 def test_noise_given_replaces_what_the_method_draws():

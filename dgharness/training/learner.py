@@ -63,6 +63,9 @@ class Learner:
         )
         with seeded(seed, "init/algorithm"):
             self.algorithm = algorithm.build(setup).to(self.device)
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if len(dtypes) == 1:  # what the method owns computes as the model does, be it in float64
+            self.algorithm.to(dtypes.pop())
         multipliers = {opt.HEAD: optimizer.head_lr_multiplier, **algorithm.lr_multipliers(hparams)}
         self.optimizers = self.algorithm.optimizers(
             partial(opt.make_optimizer, optimizer, multipliers=multipliers)
