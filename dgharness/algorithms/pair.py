@@ -121,18 +121,17 @@ def weights(losses_J: np.ndarray, C_JJ: np.ndarray, preference_J: np.ndarray, ep
     rows_JJ, floor_J = rows_JJ[bounded], floor_J[bounded]
     scale_J = np.maximum(np.abs(rows_JJ).max(1), np.abs(floor_J))
     scale_J[scale_J == 0] = 1
-    try:
-        found = linprog(
-            -gain_J / (np.abs(gain_J).max() or 1),
-            A_ub=-rows_JJ / scale_J[:, None],
-            b_ub=-floor_J / scale_J,
-            A_eq=np.ones((1, len(r_J))),
-            b_eq=[1.0],
-            bounds=(0, None),
-            method="highs",
-        )
-    except ValueError:  # something is not finite
-        return r_J
+    if not (np.isfinite(gain_J).all() and np.isfinite(rows_JJ).all()):
+        return r_J  # the loss is not finite either, and the harness says so
+    found = linprog(
+        -gain_J / (np.abs(gain_J).max() or 1),
+        A_ub=-rows_JJ / scale_J[:, None],
+        b_ub=-floor_J / scale_J,
+        A_eq=np.ones((1, len(r_J))),
+        b_eq=[1.0],
+        bounds=(0, None),
+        method="highs",
+    )
     return found.x if found.success else r_J
 
 
