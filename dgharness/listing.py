@@ -14,6 +14,7 @@ from typing import Any
 
 from dgharness import registry
 
+BESIDE = ("tta", "annotators")  # shown like algorithms
 RUNGS = {1: "a penalty", 2: "an objective", 3: "an algorithm with its own update"}
 
 
@@ -38,12 +39,21 @@ def list_entries(group: str, pattern: str, unverified: bool, plugins: Sequence[s
     more = 0 if unverified else len(registry.entries(group, include_unverified=True, pattern=pattern))
     if more > len(entries):
         print(f"{more - len(entries)} more are unverified; --unverified lists them too", file=sys.stderr)
+    if group == "algorithms" and pattern == "*":
+        beside = [f"{registry.NOUNS[other]}s: {', '.join(sorted(_registered(other)))}" for other in BESIDE]
+        print("; ".join(beside), file=sys.stderr)
+
+
+def _registered(group: str) -> set[str]:
+    return {entry.name for entry in registry.entries(group, include_unverified=True)}
 
 
 def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> None:
     """Everything about one entry."""
     for plugin in plugins:
         registry.add_plugin(plugin)
+    if group == "algorithms" and name not in _registered(group):
+        group = next((other for other in BESIDE if name in _registered(other)), group)
     facts = registry.show(group, name)
     if as_json:
         print(json.dumps(facts, indent=1, default=str))

@@ -288,8 +288,12 @@ def test_the_algorithms_are_listed_one_a_line(dgharness):
 def test_the_list_says_how_many_algorithms_it_leaves_out(dgharness):
     listed, every = dgharness("algorithms"), dgharness("algorithms", "--unverified")
     left_out = every.out.count("\n") - listed.out.count("\n")
-    assert left_out and listed.err == f"{left_out} more are unverified; --unverified lists them too\n"
-    assert every.err == "" and dgharness("algorithms", "--pattern", "erm").err == ""
+    unverified, beside = listed.err.splitlines()
+    assert left_out and unverified == f"{left_out} more are unverified; --unverified lists them too"
+    assert beside == "TTA methods: drm-online, meta-dmoe, t3a; annotators: eiil" == every.err.strip()
+    for name in ("drm-online", "eiil"):
+        assert dgharness("algorithms", "show", name).out.startswith(f"{name}: ")
+    assert dgharness("algorithms", "--pattern", "erm").err == ""
 
 
 def test_a_page_names_the_values_that_a_setting_may_have(dgharness):
