@@ -101,8 +101,8 @@ def test_a_model_in_float64_takes_what_the_method_owns_with_it(name):
         metrics = learner.step(x.double(), y_EB)
         assert all(value.isfinite().all() for value in metrics.values())
     state = learner.state_dict()
-    floats = {v.dtype for v in (*state["model"].values(), *state["algorithm"].values()) if v.is_floating_point()}
-    assert floats == {torch.float64}
+    tensors = (*state["model"].values(), *state["algorithm"].values())
+    assert {value.dtype for value in tensors if value.is_floating_point()} == {torch.float64}
 
 
 def test_noise_given_replaces_what_the_method_draws():
