@@ -76,6 +76,22 @@ def class_shares(targets_EB: Tensor, classes: int) -> Tensor:
     return 1 / (classes * (member_EBC * member_EBC.sum((0, 1))).sum(-1))
 
 
+def model_and_discriminator(
+    algorithm: Algorithm,
+    make: MakeOptimizer,
+    *,
+    lr_multiplier: float,
+    weight_decay: float | None = None,
+    betas: tuple[float, float] | None = None,
+) -> dict[str, torch.optim.Optimizer]:
+    """An optimizer for the model and one for all else; rate and decay are the latter's, betas both's."""
+    adversary = [(name, p) for name, p in algorithm.named_parameters() if not name.startswith("model.")]
+    return {
+        "model": make(algorithm.model.named_parameters(prefix="model"), betas=betas),
+        "discriminator": make(adversary, lr_multiplier=lr_multiplier, weight_decay=weight_decay, betas=betas),
+    }
+
+
 # --- all at once -----------------------------------------------------------------------------------
 
 
@@ -148,17 +164,14 @@ class Alternating(Algorithm):
         """What the discriminator makes small and the model makes large."""
 
     def optimizers(self, make: MakeOptimizer) -> dict[str, torch.optim.Optimizer]:
-        hp, betas = self.hp, (self.hp.beta1, 0.9)
-        adversary = [(name, p) for name, p in self.named_parameters() if not name.startswith("model.")]
-        return {
-            "model": make(self.model.named_parameters(prefix="model"), betas=betas),
-            "discriminator": make(
-                adversary,
-                lr_multiplier=hp.lr_multiplier,
-                weight_decay=hp.discriminator_weight_decay,
-                betas=betas,
-            ),
-        }
+        hp = self.hp
+        return model_and_discriminator(
+            self,
+            make,
+            lr_multiplier=hp.lr_multiplier,
+            weight_decay=hp.discriminator_weight_decay,
+            betas=(hp.beta1, 0.9),
+        )
 
     def update(self, step: Step, descend: Descend) -> Metrics:
         metrics: Metrics = {}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from dgharness.adversaries import domain_loss
+from dgharness.adversaries import domain_loss, model_and_discriminator
 from dgharness.errors import UsageError
 from dgharness.plugin import (
     Algorithm,
@@ -55,11 +55,7 @@ class NCI(Algorithm):
         self.discriminator = nn.Linear(setup.dims.features, K + 1)  # the last one is the target
 
     def optimizers(self, make: MakeOptimizer) -> dict[str, torch.optim.Optimizer]:
-        adversary = self.discriminator.named_parameters(prefix="discriminator")
-        return {
-            "model": make(self.model.named_parameters(prefix="model")),
-            "discriminator": make(adversary, lr_multiplier=self.hp.lr_multiplier),
-        }
+        return model_and_discriminator(self, make, lr_multiplier=self.hp.lr_multiplier)
 
     def update(self, step: Step, descend: Descend) -> Metrics:
         metrics: Metrics = {}

@@ -73,12 +73,9 @@ class PAIR(Algorithm):
         losses_J = objectives(step)
         gradients = [torch.autograd.grad(loss, self.head, retain_graph=True) for loss in losses_J]
         g_JD = torch.stack([torch.cat([part.flatten() for part in own]) for own in gradients]).double()
-        alpha = weights(
-            losses_J.detach().double().cpu().numpy(),
-            (g_JD @ g_JD.mT).cpu().numpy(),
-            np.array(self.hp.preference),
-            self.hp.eps,
-        )
+        # The programme is solved on the CPU, which waits for the device once.
+        known = torch.cat([losses_J.detach().double()[:, None], g_JD @ g_JD.mT], 1).cpu().numpy()
+        alpha = weights(known[:, 0], known[:, 1:], np.array(self.hp.preference), self.hp.eps)
         alpha_J = torch.from_numpy(alpha).to(losses_J)
         names = [f"{what}_{name}" for what in ("objective", "alpha") for name in ("risk", "irmv1", "vrex")]
         return alpha_J @ losses_J, dict(zip(names, [*losses_J, *alpha_J], strict=True))

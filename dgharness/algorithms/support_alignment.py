@@ -21,7 +21,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from dgharness.adversaries import domain_loss, mlp
+from dgharness.adversaries import domain_loss, mlp, model_and_discriminator
 from dgharness.distances import full_precision, mean_pair, pairs
 from dgharness.plugin import (
     Algorithm,
@@ -67,11 +67,7 @@ class SupportAlignment(Algorithm):
         self.register_buffer("filled_K", torch.zeros(K, dtype=torch.long))
 
     def optimizers(self, make: MakeOptimizer) -> dict[str, torch.optim.Optimizer]:
-        adversary = self.discriminator.named_parameters(prefix="discriminator")
-        return {
-            "model": make(self.model.named_parameters(prefix="model")),
-            "discriminator": make(adversary, lr_multiplier=self.hp.lr_multiplier),
-        }
+        return model_and_discriminator(self, make, lr_multiplier=self.hp.lr_multiplier)
 
     def update(self, step: Step, descend: Descend) -> Metrics:
         metrics: Metrics = {}
