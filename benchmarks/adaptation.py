@@ -70,10 +70,12 @@ from torch import Tensor, nn
 from dgharness.algorithms.drm import DRM, HeadMixture, drm
 from dgharness.algorithms.erm import erm
 from dgharness.config import TTAConfig
-from dgharness.data.dataset import Dataset, InMemory, classification, grouping
+from dgharness.data.dataset import Dataset, InMemory
+from dgharness.data.groups import grouping
 from dgharness.data.protocols import leave_one_domain_out
 from dgharness.data.sampling import make_sampler
 from dgharness.data.source import TrainingSource, make_batch
+from dgharness.data.tasks import classification
 from dgharness.models.model import Model
 from dgharness.plugin import AlgorithmSpec, Dims, Predictor
 from dgharness.seeds import generator, seeded

@@ -26,9 +26,11 @@ import torch
 from common import machine, table
 
 from dgharness import registry
-from dgharness.data.dataset import Dataset, InMemory, classification, grouping
+from dgharness.data.dataset import Dataset, InMemory
+from dgharness.data.groups import grouping
 from dgharness.data.protocols import leave_one_domain_out
 from dgharness.data.source import TrainingSource
+from dgharness.data.tasks import classification
 from dgharness.models.mnist_cnn import mnist_cnn
 from dgharness.models.model import build_model
 from dgharness.plugin import Batch, Dims

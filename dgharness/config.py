@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -55,16 +56,18 @@ class DataConfig(Part):
 
     name: str = "colored-digits"
     groups: Names = ()
-    """Columns whose product is the subpopulations in the metrics; empty takes the dataset's."""
-    train_groups: Names = ("domain",)
-    """Columns whose product is the groups that algorithms see (group-dro)."""
+    """Columns whose product is the subpopulations in the metrics, a+b for the overlapping levels of several;
+    empty takes the dataset's."""
+    train_groups: Names = ()
+    """Columns whose product is the groups that algorithms see (group-dro); empty takes the dataset's."""
 
 
 class ProtocolConfig(Hparams):
     """How the domains are split."""
 
-    name: Literal["", "leave-one-domain-out", "official"] = ""
-    """leave-one-domain-out, or official (the dataset's own split); empty takes the dataset's default."""
+    name: Literal["", "leave-one-domain-out", "official", "subpopulation", "temporal"] = ""
+    """leave-one-domain-out, official or subpopulation (the dataset's own split), or temporal (train on the
+    past, test on the future); empty takes the dataset's default."""
     targets: Names = ()
     """Domains held out; empty takes the dataset's last, or those of its official split."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -76,10 +79,17 @@ class TrainConfig(Hparams):
 
     steps: PositiveInt | None = None
     """Updates in all; unset, the dataset's default."""
+    epochs: Annotated[PositiveFloat | None, Neutral(None)] = None
+    """Passes over the training data in place of steps, as many updates as that makes, rounded up."""
+    rows: Annotated[PositiveInt | None, Neutral(None)] = None
+    """Rows of a batch: so many different domains or groups are drawn at each update; unset, all take part."""
     batch_size: PositiveInt | Literal["all"] | None = None
     """Examples per row of a batch (per domain with the by-domain sampler); unset, that of the profile."""
-    sampler: Literal["", "by-domain", "by-group", "pooled", "balanced", "full"] = ""
-    """by-domain, by-group, pooled, balanced or full; empty takes the protocol's, by-domain."""
+    sampler: Literal[
+        "", "by-domain", "by-group", "pooled", "balanced", "full", "wilds-group", "wilds-uniform"
+    ] = ""
+    """by-domain, by-group, pooled, balanced, full, or WILDS' own wilds-group and wilds-uniform; empty takes
+    the dataset's default, as a rule by-domain."""
     eval_every: PositiveInt | None = None
     """Updates between evaluations, each a checkpoint that a rule may choose; unset, the dataset's default."""
     log_every: PositiveInt = 100

@@ -44,11 +44,24 @@ def parse_doc(doc: str) -> dict[str, str]:
     return {name.lower().replace(" ", "_"): text for name, text in found.items()}
 
 
-def module_doc(module: str) -> str:
-    """The docstring of a module of an installed package. A missing file is a FileNotFoundError."""
+def module_doc(module: str, attr: str = "") -> str:
+    """The docstring of a module of an installed package. A missing file is a FileNotFoundError.
+
+    Where a string stands under the assignment of ``attr``, its first paragraph takes the place of the
+    module's.
+    """
     package, *inner = module.split(".")
     found = importlib.util.find_spec(package)
     assert found and found.submodule_search_locations, f"{package} is not a package"
     path = Path(found.submodule_search_locations[0], *inner)
     file = path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
-    return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+    tree = ast.parse(file.read_bytes())
+    whole = ast.get_docstring(tree) or ""
+    for assignment, beneath in zip(tree.body, tree.body[1:], strict=False):
+        match assignment, beneath:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)]),
+                ast.Expr(value=ast.Constant(value=str(own))),
+            ) if name == attr:
+                return "\n\n".join([inspect.cleandoc(own), *whole.split("\n\n")[1:]])
+    return whole

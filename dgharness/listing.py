@@ -80,7 +80,7 @@ def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> 
 def show_dataset(name: str, data_root: str, as_json: bool) -> None:
     """Options of a dataset, and its examples by domain, class and group."""
     from dgharness.config import DataConfig
-    from dgharness.data.dataset import grouping
+    from dgharness.data.groups import metric_groups
     from dgharness.training.prepare import load_dataset
 
     spec_name, argument = registry.split_argument("datasets", name)
@@ -88,7 +88,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         show_entry("datasets", spec_name, [], as_json)  # what it is; its examples lie at a path
         return
     dataset = load_dataset(DataConfig(name=name), data_root, 0)
-    groups = grouping(dataset.manifest, dataset.groups)
+    groups = metric_groups(dataset.manifest, dataset.groups)
     columns = {"domains": "domain", "splits": "split", "classes": "y"}
     if dataset.task.name == "regression":
         del columns["classes"]
@@ -98,7 +98,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
             for part, column in columns.items()
             if column in dataset.manifest
         },
-        "groups": {group: int((groups.group_M == number).sum()) for number, group in enumerate(groups.names)},
+        "groups": {group: count for group, count in zip(groups.names, groups.counts_G.tolist(), strict=True)},
     }
     about = registry.entry("datasets", spec_name)
     facts: dict[str, Any] = {

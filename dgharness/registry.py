@@ -310,7 +310,7 @@ def _doc_of(entry: Entry) -> str:
     if entry.source != "built-in":
         return str(getattr(_spec(entry), "doc", None) or "")
     try:
-        return module_doc(entry.module)
+        return module_doc(entry.module, entry.attr)
     except FileNotFoundError as error:
         raise Broken(f"there is no file {error.filename}") from error
     except SyntaxError as error:

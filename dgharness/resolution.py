@@ -83,7 +83,12 @@ def resolve(
     resolved = config.model_copy(
         update={
             "hp": options.hp.model_dump(mode="json"),
-            "data": config.data.model_copy(update={"groups": config.data.groups or dataset.groups}),
+            "data": config.data.model_copy(
+                update={
+                    "groups": config.data.groups or dataset.groups,
+                    "train_groups": config.data.train_groups or dataset.train_groups,
+                }
+            ),
             "protocol": config.protocol.model_copy(
                 update={"name": protocol, "targets": _in_order(targets, dataset)}
             ),
@@ -95,7 +100,7 @@ def resolve(
                 update={
                     "steps": defaults.steps if train.steps is None else train.steps,
                     "batch_size": drawn.batch_size,
-                    "sampler": train.sampler or algorithm.sampler or "by-domain",
+                    "sampler": train.sampler or algorithm.sampler or defaults.sampler,
                     "eval_every": train.eval_every or defaults.eval_every,
                 }
             ),

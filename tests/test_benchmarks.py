@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgharness.algorithms.irmv1 import irmv1
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.plugin import Dims
 from dgharness.step import Step
 

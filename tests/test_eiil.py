@@ -14,9 +14,10 @@ from dgharness.annotators import eiil as module
 from dgharness.annotators.eiil import EIILHparams, eiil, slopes, split
 from dgharness.data.colored_digits import load
 from dgharness.data.coloring import ColoringOptions
-from dgharness.data.dataset import grouping, squared_error
+from dgharness.data.groups import grouping
 from dgharness.data.protocols import leave_one_domain_out
 from dgharness.data.source import TrainingSource
+from dgharness.data.tasks import squared_error
 from dgharness.errors import UsageError
 from dgharness.models.model import build_model
 

@@ -19,7 +19,7 @@ from torchvision.models import get_model
 
 from dgharness.errors import UsageError
 from dgharness.hparams import checked
-from dgharness.models import resnet
+from dgharness.models import resnet, weights
 from dgharness.models.linear import linear
 from dgharness.models.mlp import mlp
 from dgharness.models.mnist_cnn import mnist_cnn
@@ -276,7 +276,7 @@ def test_a_file_that_changed_gets_another_hash(tmp_path: Path) -> None:
     hashes = set()
     for content in (b"one", b"three"):
         path.write_bytes(content)
-        hashes.add(resnet.sha256(path))
+        hashes.add(weights.sha256(path))
     assert len(hashes) == 2
 
 
@@ -335,7 +335,7 @@ def test_without_network_the_error_says_which_file_is_missing_and_what_to_do(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(resnet, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(weights, "DOWNLOAD_TIMEOUT", 0.2)
     with silent_server() as where:
         sha = published(weights_file, monkeypatch, where)
         with pytest.raises(UsageError) as caught:

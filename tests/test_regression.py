@@ -12,8 +12,9 @@ import torch
 from small_runs import QUIET, signal_after, stored
 
 from dgharness.config import DEFAULT_RULES, compose
-from dgharness.data.dataset import Dataset, InMemory, regression, squared_error
+from dgharness.data.dataset import Dataset, InMemory
 from dgharness.data.sampling import make_sampler
+from dgharness.data.tasks import regression, squared_error
 from dgharness.errors import Interrupted, UsageError
 from dgharness.listing import show_dataset
 from dgharness.metrics.measure import ACCURACY, SQUARED_ERROR, measure_of

@@ -22,7 +22,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 from torch.func import jvp
 
-from dgharness.data.dataset import cross_entropy, squared_error
+from dgharness.data.tasks import cross_entropy, squared_error
 from dgharness.errors import UsageError
 from dgharness.plugin import Annotated, Hparams, Source, Structural, annotator
 from dgharness.seeds import generator, seeded

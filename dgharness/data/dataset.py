@@ -7,7 +7,7 @@ all come from the manifest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dgharness.data.tasks import Task
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.hparams import Hparams
 from dgharness.plugin import API_VERSION
@@ -35,46 +35,6 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What the outputs mean: how they are scored and read."""
-
-    name: str
-    outputs: int
-    loss: Callable[[Tensor, Tensor], Tensor]  # (logits [..., C], targets [...]) -> loss per example [...]
-    predict: Callable[[Tensor], Tensor]  # logits [..., C] -> predictions [...]
-
-
-def classification(outputs: int) -> Task:
-    """Classes: cross-entropy, arg-max."""
-    return Task("classification", outputs, cross_entropy, lambda logits: logits.argmax(-1))
-
-
-def regression(outputs: int = 1) -> Task:
-    """Numbers: squared error; several outputs are each held to the target."""
-    return Task("regression", outputs, squared_error, lambda outputs: outputs.mean(-1))
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy per example, of [..., C] and [...].
-
-    >>> cross_entropy(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)).shape
-    torch.Size([2, 3])
-    """
-    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
-    return flat.unflatten(0, targets.shape)
-
-
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error per example, of [..., C] and [...], averaged over the outputs; 0 where a target is NaN.
-
-    >>> squared_error(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, torch.nan]))
-    tensor([4., 0.])
-    """
-    error = outputs - targets.nan_to_num().unsqueeze(-1)
-    return torch.where(targets.isnan().unsqueeze(-1), 0.0, error).square().mean(-1)
-
-
-@dataclass(frozen=True)
 class Defaults:
     """What a run on this dataset does unless it is told otherwise."""
 
@@ -82,6 +42,7 @@ class Defaults:
     steps: int = 5000
     eval_every: int = 100
     protocol: str = "leave-one-domain-out"
+    sampler: str = "by-domain"
 
 
 @dataclass(frozen=True)
@@ -89,7 +50,12 @@ class Dataset:
     """Manifest columns: ``y`` and ``domain`` (categorical, in their official order), then attributes.
 
     Attributes are categorical or float. A missing category is unknown. In regression ``y`` is a float, NaN
-    where it is unknown. A column ``split`` is the split of the protocol ``official``, and no attribute.
+    where it is unknown. Where an example has several labels, ``targets`` holds them [M, ...], and ``y`` is
+    whatever one column can say of them. A column ``split`` is the split of the protocols that have one, and
+    no attribute; rows of the split ``unlabeled`` have no known ``y``.
+
+    ``official(kept outputs, rows)`` is the evaluation of whoever published the dataset, by its own names, and
+    ``official_metric`` the one of them that it is judged by.
     """
 
     name: str
@@ -99,11 +65,16 @@ class Dataset:
     input_shape: tuple[int, ...]  # of one prepared example
     profile: Literal["small", "large"] = "small"
     defaults: Defaults = Defaults()
-    groups: tuple[str, ...] = ("y",)  # columns whose product is the subpopulations
+    groups: tuple[str, ...] = ("y",)  # columns whose product is the subpopulations in the metrics
+    train_groups: tuple[str, ...] = ("domain",)  # ... and those that algorithms see
     prepare: Callable[[Any], Any] = lambda x: x  # raw batch to what the model takes, on the device
     augment: Callable[[Any, torch.Generator], Any] | None = None  # raw batch, in training only
     views: Mapping[str, Callable[[Any, torch.Generator], Any]] = field(default_factory=dict)
     toy: bool = False
+    targets: Tensor | None = None
+    official: Callable[[Tensor, np.ndarray], Mapping[str, float]] | None = None
+    official_metric: str = ""
+    replicates: int = 0  # how many runs its leaderboard asks for; 0 where there is no such rule
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
@@ -111,7 +82,9 @@ class Dataset:
 
     @cached_property
     def targets_M(self) -> Tensor:
-        """Labels of all manifest rows: classes as int64, numbers as float32."""
+        """Labels of all manifest rows: classes as int64 (-1 unknown), numbers as float32."""
+        if self.targets is not None:
+            return self.targets
         if pd.api.types.is_float_dtype(self.manifest["y"].dtype):
             return torch.from_numpy(self.manifest["y"].to_numpy(np.float32, copy=True))
         return torch.from_numpy(self.manifest["y"].cat.codes.to_numpy(np.int64, copy=True))
@@ -159,38 +132,6 @@ class Dataset:
         return sha.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """A partition of the manifest rows into the product of some columns; -1 where one is unknown."""
-
-    names: tuple[str, ...]
-    group_M: Tensor
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def grouping(manifest: pd.DataFrame, columns: Sequence[str]) -> Grouping:
-    """Group rows by the product of categorical columns, the first column varying slowest.
-
-    >>> table = pd.DataFrame({"y": pd.Categorical(["a", "b", "b"]), "c": pd.Categorical(["r", "g", "r"])})
-    >>> grouping(table, ["y", "c"]).names
-    ('y=a,c=g', 'y=a,c=r', 'y=b,c=g', 'y=b,c=r')
-    >>> grouping(table, ["y", "c"]).group_M
-    tensor([1, 2, 3])
-    """
-    usable = [name for name in manifest.columns if isinstance(manifest[name].dtype, pd.CategoricalDtype)]
-    names, code_M = [""], np.zeros(len(manifest), dtype=np.int64)
-    for column in columns:
-        if column not in usable:
-            raise UsageError(f"cannot group by {column!r}; {did_you_mean(column, usable)}")
-        levels = manifest[column].cat.categories
-        own_M = manifest[column].cat.codes.to_numpy(np.int64)
-        code_M = np.where((code_M < 0) | (own_M < 0), -1, code_M * len(levels) + own_M)
-        names = [f"{left},{column}={level}".lstrip(",") for left in names for level in levels]
-    return Grouping(tuple(names), torch.from_numpy(code_M))
-
-
 class InMemory:
     """A reader of inputs that live in one tensor [M, ...]: fetching is indexing."""
 
@@ -216,6 +157,8 @@ class DatasetSpec:
     load: Callable[[str | None, Path | None, int, Any], Dataset]
     options: type[Hparams] = Hparams
     argument: str | None = None  # what stands after the colon, for the help: "PATH"
+    layout: str = ""  # the files that are expected, for those who have to put them there
+    counts: Mapping[str, int] = field(default_factory=dict)  # domain -> examples of the complete dataset
     doc: str = ""
     version: int = 1
     api: int = API_VERSION

@@ -5,46 +5,22 @@ Every image is decoded once into a cache on disk and then fetched by index; augm
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
-from pydantic import Field
-from torch import Tensor
 
-from dgharness.data.augmentation import augment
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, classification
-from dgharness.data.image_cache import ImageFile, decoded, default_cache_dir
+from dgharness.data.dataset import Dataset, DatasetSpec
+from dgharness.data.image_cache import ImageFile
+from dgharness.data.images import SUFFIXES, ImageOptions, image_dataset
 from dgharness.errors import UsageError
-from dgharness.hparams import Annotated, Hparams
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained weights expect
 LAYOUT = "<domain>/<class>/<image>"
 
-log = logging.getLogger(__name__)
 
-
-class FolderOptions(Hparams):
-    """How images are decoded and augmented."""
-
-    size: Annotated[int, Field(ge=1)] = 224
-    """Side in pixels to which every image is squashed."""
-    augment: bool = True
-    """DomainBed's random crop, flip, colour jitter and grayscale, in training only."""
-    cache_dir: Path | None = None
-    """Where decoded images are kept; by default .dgharness-cache under the user's cache directory."""
-    skip_unreadable: bool = False
-    """Leave out images that cannot be decoded, with a warning, instead of stopping."""
-
-
-def load(argument: str | None, root: Path | None, trial_seed: int, options: FolderOptions) -> Dataset:
+def load(argument: str | None, root: Path | None, trial_seed: int, options: ImageOptions) -> Dataset:
     """List the images, decode those that are not in the cache; nothing depends on the trial seed.
 
     Rows are sorted by domain, class and file name. The column ``bytes`` lets the digest notice a file that
@@ -54,63 +30,14 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Fold
         raise UsageError(f"folder needs a path, as in folder:PATH with images in PATH/{LAYOUT}")
     folder = Path(argument).expanduser()
     listing = list_images(folder)
-    pixels = decoded(
-        folder,
-        [file for _, _, file in listing],
-        options.size,
-        options.cache_dir or default_cache_dir(),
-        options.skip_unreadable,
+    dataset = image_dataset(
+        folder.resolve().name, folder, _manifest(listing), options, files=[file for _, _, file in listing]
     )
-    if pixels.unreadable:
-        log.warning("%d unreadable images of %s are left out", len(pixels.unreadable), folder)
-    kept = np.array([row for row in range(len(listing)) if row not in pixels.unreadable], dtype=np.int64)
-    manifest = _manifest(listing).iloc[kept].reset_index(drop=True)
-    _refuse_empty(folder, manifest)
-    return Dataset(
-        name=folder.resolve().name,
-        manifest=manifest,
-        reader=MemoryMapped(pixels.file, kept),
-        task=classification(len(manifest["y"].cat.categories)),
-        input_shape=(3, options.size, options.size),
-        profile="large",
-        defaults=Defaults(model="resnet50", steps=5000, eval_every=300),
-        prepare=standardise,
-        augment=augment if options.augment else None,
-    )
+    _refuse_empty(folder, dataset.manifest)
+    return dataset
 
 
-folder = DatasetSpec(load, FolderOptions, argument="PATH", doc=__doc__)
-
-
-class MemoryMapped:
-    """A reader of uint8 images [M, 3, H, W] in an .npy file; only what is asked for is read."""
-
-    def __init__(self, file: Path, kept: np.ndarray) -> None:
-        self.file, self.kept = file, kept
-        # Copy-on-write is the one mode that torch accepts without owning the pages; nothing writes.
-        self.x_M = torch.from_numpy(np.load(file, mmap_mode="c"))
-        self.position_M = torch.from_numpy(kept)
-
-    def __call__(self, index_N: Tensor) -> Tensor:
-        return self.x_M.index_select(0, self.position_M[index_N.cpu()])
-
-    def to(self, device: torch.device) -> MemoryMapped:
-        return self
-
-    def __reduce__(self) -> tuple[type[MemoryMapped], tuple[Path, np.ndarray]]:
-        return MemoryMapped, (self.file, self.kept)  # another process maps the file itself
-
-
-def standardise(x_N3HW: Tensor) -> Tensor:
-    """Values 0..255 to ImageNet's zero mean and unit variance per channel."""
-    scale, shift = _scale_and_shift(x_N3HW.device)
-    return torch.addcmul(shift, x_N3HW.float(), scale)
-
-
-@cache
-def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (MEAN, STD))
-    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+folder = DatasetSpec(load, ImageOptions, argument="PATH", layout=f"PATH/{LAYOUT}", doc=__doc__)
 
 
 # --- listing ---------------------------------------------------------------------------------------
@@ -185,7 +112,6 @@ def _manifest(listing: Listing) -> pd.DataFrame:
             "y": pd.Categorical([name for _, name, _ in listing], classes),
             "domain": pd.Categorical([domain for domain, _, _ in listing], domains),
             "path": [file.path for _, _, file in listing],
-            "bytes": np.array([file.bytes for _, _, file in listing], dtype=np.int64),
         }
     )
 

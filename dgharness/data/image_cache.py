@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -25,6 +26,7 @@ from dgharness.errors import UsageError
 
 FORMAT = 1  # raise it when the same files would be decoded to other pixels
 CHUNK = 256  # images decoded before they are written: bounds the memory when the disk is slow
+Fit = Literal["squash", "crop"]
 THREADS = min(8, os.cpu_count() or 1)
 
 log = logging.getLogger(__name__)
@@ -52,19 +54,25 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / ".dgharness-cache"
 
 
-def cache_key(folder: Path, images: Sequence[ImageFile], size: int) -> str:
+def cache_key(folder: Path, images: Sequence[ImageFile], size: int, fit: Fit = "squash") -> str:
     """SHA-256 (16 digits) of the listing: place, relative paths, sizes and modification times.
 
     The listing and not the contents, because reading 600,000 images at every start would take longer than
     the cache saves; a copy with new times costs one more decoding and never a wrong pixel.
     """
     rows = [[image.path, image.bytes, image.mtime_ns] for image in images]
-    listing = json.dumps([FORMAT, size, str(folder.resolve()), rows])
+    how = [FORMAT, size, str(folder.resolve()), rows] + ([] if fit == "squash" else [fit])
+    listing = json.dumps(how)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
 def decoded(
-    folder: Path, images: Sequence[ImageFile], size: int, cache_dir: Path, skip_unreadable: bool = False
+    folder: Path,
+    images: Sequence[ImageFile],
+    size: int,
+    cache_dir: Path,
+    skip_unreadable: bool = False,
+    fit: Fit = "squash",
 ) -> Decoded:
     """The decoded images, built first if they are not there.
 
@@ -72,13 +80,13 @@ def decoded(
     released and a partial file that the next builder overwrites. Unreadable images and a cache directory
     that cannot be written are a UsageError.
     """
-    file = cache_dir / f"{folder.resolve().name}-{cache_key(folder, images, size)}-{size}.npy"
+    file = cache_dir / f"{folder.resolve().name}-{cache_key(folder, images, size, fit)}-{size}.npy"
     with _told_as_usage(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         if not _usable(file, skip_unreadable):
             with FileLock(file.with_suffix(".lock")):
                 if not _usable(file, skip_unreadable):
-                    _build(file, folder, images, size, skip_unreadable)
+                    _build(file, folder, images, size, skip_unreadable, fit)
         return Decoded(file, _read_unreadable(file))
 
 
@@ -88,14 +96,16 @@ def _usable(file: Path, skip_unreadable: bool) -> bool:
     return whole and (skip_unreadable or not _read_unreadable(file))
 
 
-def _build(file: Path, folder: Path, images: Sequence[ImageFile], size: int, skip_unreadable: bool) -> None:
+def _build(
+    file: Path, folder: Path, images: Sequence[ImageFile], size: int, skip_unreadable: bool, fit: Fit
+) -> None:
     log.info("decoding %d images of %s into %s, once", len(images), folder, file)
     partial = file.with_suffix(".partial")
     unreadable: dict[int, str] = {}
     with open(partial, "wb") as out:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), 3, size, size)}
         np.lib.format.write_array_header_1_0(out, header)
-        for position, pixels in enumerate(_decode_all(folder, images, size)):
+        for position, pixels in enumerate(_decode_all(folder, images, size, fit)):
             if isinstance(pixels, str):
                 unreadable[position] = pixels
                 pixels = np.zeros((3, size, size), dtype=np.uint8)
@@ -110,22 +120,32 @@ def _build(file: Path, folder: Path, images: Sequence[ImageFile], size: int, ski
     os.replace(partial, file)
 
 
-def _decode_all(folder: Path, images: Sequence[ImageFile], size: int) -> Iterator[np.ndarray | str]:
+def _decode_all(folder: Path, images: Sequence[ImageFile], size: int, fit: Fit) -> Iterator[np.ndarray | str]:
     Image.init()  # here and not in the threads, which would race
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images), CHUNK):
             paths = [folder / image.path for image in images[start : start + CHUNK]]
-            yield from pool.map(_decode, paths, [size] * len(paths))
+            yield from pool.map(_decode, paths, [size] * len(paths), [fit] * len(paths))
 
 
-def _decode(path: Path, size: int) -> np.ndarray | str:
-    """[3, size, size] uint8, squashed to a square as DomainBed does in evaluation; or why not."""
+def _decode(path: Path, size: int, fit: Fit) -> np.ndarray | str:
+    """[3, size, size] uint8, squashed to a square as DomainBed does in evaluation, or cropped; or why not."""
     try:
         with Image.open(path) as image:
-            pixels = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            pixels = _fitted(image.convert("RGB"), size, fit)
         return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
     except Exception as error:  # damaged files raise almost anything; the reason is kept and shown
         return f"{type(error).__name__}: {error}"
+
+
+def _fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
+    if fit == "squash":
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    scale = size * 256 / 224 / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
 
 
 def _unreadable_sentence(folder: Path, images: Sequence[ImageFile], unreadable: dict[int, str]) -> str:

@@ -23,10 +23,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dgharness.data.coloring import COLORS, ColoringOptions, Probability, domain_names
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, classification
+from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.digits import DIGITS, brightness
 from dgharness.data.mnist import MnistOptions, read_mnist
 from dgharness.data.synthetic.environments import Examples, Generated, dataset_of
+from dgharness.data.tasks import classification
 from dgharness.seeds import generator
 
 TRAINED, TESTED, UNUSED = slice(50_000), slice(50_000, 60_000), slice(60_000, 70_000)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgharness.data.dataset import Dataset, Defaults, InMemory, classification
+from dgharness.data.dataset import Dataset, Defaults, InMemory
 from dgharness.data.digits import DIGITS, brightness, categorical
+from dgharness.data.tasks import classification
 from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 

@@ -28,16 +28,23 @@ def make_batch(
     t: int,
     device: torch.device,
     augment_generator: torch.Generator | None = None,
+    unlabeled_EB: Tensor | None = None,
 ) -> Batch:
     """Fetch the rows, augment them if a generator is given and the dataset does, prepare them on the device.
 
-    ``domain_M`` numbers the training domains 0..K-1 and is -1 elsewhere.
+    ``domain_M`` numbers the training domains 0..K-1 and is -1 elsewhere. ``unlabeled_EB`` are rows whose
+    inputs alone are shown, flat.
     """
-    x = _to(reader(index_EB.flatten()), device)
-    if augment_generator is not None and dataset.augment is not None:
-        x = dataset.augment(x, augment_generator)
+
+    def fetched(index_EB: Tensor) -> Any:
+        x = _to(reader(index_EB.flatten()), device)
+        if augment_generator is not None and dataset.augment is not None:
+            x = dataset.augment(x, augment_generator)
+        return dataset.prepare(x)
+
     return Batch(
-        x=dataset.prepare(x),
+        x=fetched(index_EB),
+        unlabeled=None if unlabeled_EB is None else fetched(unlabeled_EB),
         targets_EB=_take(dataset.targets_M, index_EB, device),
         domain_EB=_take(domain_M, index_EB, device),
         group_EB=_take(group_M, index_EB, device),

@@ -5,14 +5,14 @@ Shapes: N examples, C outputs, K slices (domains or groups).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dgharness.metrics.scores import FEW
+from dgharness.metrics.scores import FEW, official_keys
 from dgharness.names import slugs
 
 
@@ -68,6 +68,7 @@ class RegressionScores:
     mae_avg: float
     count: int
     min_group_size: int = 1
+    official: Mapping[str, float] = field(default_factory=dict)  # by the dataset's own evaluation
     loss: ClassVar[str] = "mse_avg"  # what the network minimises, by its key
 
     @property
@@ -93,6 +94,7 @@ class RegressionScores:
             "mse_worst_group_count": float(of_group),
             **self.domains.flat("", "mse_domain_p90", empty=False),
             **self.groups.flat("group_", "mse_group_p90", empty=True),
+            **official_keys(self.official),
         }
         return {f"{split}/{key}": value for key, value in found.items()}
 
@@ -131,6 +133,8 @@ def _sliced(slice_N: Tensor, names: tuple[str, ...], error_N: Tensor) -> ErrorSl
     in_one_N = slice_N >= 0
 
     def total(value_N: Tensor) -> Tensor:
+        if slice_N.dim() == 2:
+            return torch.where(slice_N, value_N[:, None], 0.0).sum(0)
         return torch.bincount(slice_N[in_one_N], weights=value_N[in_one_N], minlength=len(names))
 
     count_K = total(torch.ones_like(error_N))

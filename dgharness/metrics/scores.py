@@ -5,8 +5,8 @@ Shapes: N examples, C classes, K slices (domains, groups or classes).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -82,6 +82,7 @@ class Scores:
     count: int
     min_group_size: int = 1
     train_count_G: Tensor | None = None
+    official: Mapping[str, float] = field(default_factory=dict)  # by the dataset's own evaluation
     loss: ClassVar[str] = "nll"  # what the network minimises, by its key
 
     @property
@@ -130,7 +131,6 @@ class Scores:
         found = {
             "acc_avg": self.acc_avg,
             "nll": self.nll,
-            "ece": self.ece,
             "count": float(self.count),
             "acc_domain_mean": self.acc_domain_mean,
             "acc_worst_domain": self.acc_worst_domain.acc,
@@ -138,13 +138,16 @@ class Scores:
             "acc_group_mean": self.acc_group_mean,
             "wga": self.wga.acc,
             "wga_count": float(self.wga.count),
-            "worst_class_acc": self.worst_class_acc.acc,
-            "worst_class_count": float(self.worst_class_acc.count),
         }
+        if len(self.classes.names):
+            found["ece"] = self.ece
+            found["worst_class_acc"] = self.worst_class_acc.acc
+            found["worst_class_count"] = float(self.worst_class_acc.count)
         if self.acc_adjusted is not None:
             found["acc_adjusted"] = self.acc_adjusted
         found |= _named(self.domains.present(), "", "acc_domain_p10")
         found |= _named(self.groups, "group_", "acc_group_p10")
+        found |= official_keys(self.official)
         return {f"{split}/{key}": value for key, value in found.items()}
 
 
@@ -161,6 +164,8 @@ def score(
     train_count_G: Tensor | None = None,
 ) -> Scores:
     """Score classification logits; a group of -1 is unknown and counts in no group.
+
+    Groups that overlap are given as who is in them, ``group_N`` of [N, G].
 
     A row with a NaN logit is neither right nor wrong: it makes every number that it enters NaN.
     """
@@ -188,6 +193,44 @@ def score(
     )
 
 
+def score_examples(
+    right_N: Tensor,
+    loss_N: Tensor,
+    domain_N: Tensor,
+    domain_names: Sequence[str],
+    group_N: Tensor,
+    group_names: Sequence[str],
+    *,
+    min_group_size: int = 1,
+) -> Scores:
+    """Score a task that has no classes, from how right each example is (0 to 1) and what it costs.
+
+    An example that is NaN in ``right_N`` has no known target and counts nowhere.
+    """
+    known_N = ~right_N.isnan().cpu()
+    right_N, loss_N = right_N.double().cpu()[known_N], loss_N.double().cpu()[known_N]
+
+    def sliced(slice_N: Tensor, names: Sequence[str]) -> Slices:
+        return _sliced(slice_N.cpu()[known_N], tuple(names), right_N, loss_N)
+
+    return Scores(
+        domains=sliced(domain_N, domain_names),
+        groups=sliced(group_N, group_names),
+        classes=Slices((), torch.empty(0), torch.empty(0), torch.empty(0)),
+        acc_avg=right_N.mean().item(),
+        nll=loss_N.mean().item(),
+        ece=float("nan"),
+        count=len(right_N),
+        min_group_size=min_group_size,
+    )
+
+
+def official_keys(official: Mapping[str, float]) -> dict[str, float]:
+    """The dataset's own metrics under ``official/``, with names that any store accepts."""
+    slug_of = slugs(official)
+    return {f"official/{slug_of[name]}": value for name, value in official.items()}
+
+
 def ece(confidence_N: Tensor, correct_N: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error of the predicted class, over bins of equal width, closed on the right.
 
@@ -213,9 +256,11 @@ def _named(slices: Slices, prefix: str, p10: str) -> dict[str, float]:
 
 
 def _sliced(slice_N: Tensor, names: tuple[str, ...], correct_N: Tensor, loss_N: Tensor) -> Slices:
-    known_N = slice_N >= 0
+    known_N = slice_N >= 0  # unused where groups overlap: [N, K], who is in which
 
     def total(weight_N: Tensor) -> Tensor:
+        if slice_N.dim() == 2:
+            return torch.where(slice_N, weight_N[:, None], 0.0).sum(0)
         return torch.bincount(slice_N[known_N], weights=weight_N[known_N], minlength=len(names))
 
     count_K = total(torch.ones_like(loss_N))  # 0/0 is the NaN of an empty slice

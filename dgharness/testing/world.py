@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dgharness.data.dataset import Dataset, InMemory, classification, cross_entropy, grouping
+from dgharness.data.dataset import Dataset, InMemory
+from dgharness.data.groups import grouping
 from dgharness.data.protocols import leave_one_domain_out
 from dgharness.data.source import TrainingSource
+from dgharness.data.tasks import classification, cross_entropy
 from dgharness.hparams import Structural
 from dgharness.models.model import Model
 from dgharness.plugin import AlgorithmSpec, Dims, Step

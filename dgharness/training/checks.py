@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from dgharness.config import RunConfig
-from dgharness.data.dataset import Dataset, Grouping
+from dgharness.data.dataset import Dataset
+from dgharness.data.groups import Grouping
 from dgharness.data.protocols import Splits
 from dgharness.data.source import TrainingSource
 from dgharness.errors import NotApplicable
@@ -42,8 +43,8 @@ def unmet(
         missing.append(f"known groups, and {' x '.join(config.data.train_groups)} is unknown throughout")
     if needs.tasks and dataset.task.name not in needs.tasks:
         missing.append(f"a task of {' or '.join(needs.tasks)}, and {dataset.name} is {dataset.task.name}")
-    if needs.unlabeled:
-        missing.append(f"unlabeled data, which the protocol {config.protocol.name} does not provide")
+    if needs.unlabeled and "unlabeled" not in splits.rows:
+        missing.append(f"unlabeled data, which {dataset.name} under {config.protocol.name} does not provide")
     absent = [view for view in needs.views if view not in dataset.views]
     if absent:
         missing.append(f"the augmented views {', '.join(absent)}, which {dataset.name} does not offer")

@@ -6,6 +6,7 @@ Shapes: N examples, C outputs, H heads of a predictor that has several.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from dgharness.config import TTAConfig
-from dgharness.data.dataset import Dataset, Grouping, Reader
+from dgharness.data.dataset import Dataset, Reader
+from dgharness.data.groups import Grouping
 from dgharness.data.source import batches
 from dgharness.errors import UsageError
 from dgharness.metrics.regression import RegressionScores, score_regression
-from dgharness.metrics.scores import Scores, score
+from dgharness.metrics.scores import Scores, score, score_examples
 from dgharness.plugin import Predictor, Source, TTASpec
 from dgharness.seeds import generator, seeded
 
@@ -46,12 +48,16 @@ class Evaluator:
     precision: str = "float32"
 
     def outputs(self, predictor: Predictor, rows: np.ndarray) -> Tensor:
-        """Outputs [N, C] of the rows, on the CPU in float32."""
-        return torch.cat(self._mapped(lambda x: predictor.classify(predictor.features(x)), rows))
+        """Outputs [N, C] of the rows, on the CPU in float32; of a task with a ``keep``, what it keeps."""
+        kept = self._mapped(lambda x: predictor.classify(predictor.features(x)), rows, self.dataset.task.keep)
+        return torch.cat(kept)
 
     def head_outputs(self, predictor: Any, rows: np.ndarray) -> Tensor:
         """Outputs [H, N, C] of every head of a predictor that has several."""
-        return torch.cat(self._mapped(lambda x: predictor.heads(predictor.features(x)), rows), dim=1)
+        heads = self._mapped(
+            lambda x: predictor.heads(predictor.features(x)), rows, lambda outputs, targets: outputs
+        )
+        return torch.cat(heads, dim=1)
 
     def adapted(
         self,
@@ -94,21 +100,35 @@ class Evaluator:
 
     def scores(self, logits_NC: Tensor, rows: np.ndarray) -> Scores | RegressionScores:
         """Every metric of some rows' outputs."""
-        index = torch.from_numpy(rows)
-        scored = score_regression if self.dataset.task.name == "regression" else score
-        return scored(
-            logits_NC,
-            self.dataset.targets_M[index],
-            self.dataset.domain_M[index],
-            self.dataset.domains,
+        index, dataset = torch.from_numpy(rows), self.dataset
+        slices = (
+            dataset.domain_M[index],
+            dataset.domains,
             self.grouping.group_M[index],
             self.grouping.names,
-            min_group_size=self.min_group_size,
         )
+        targets, least = dataset.targets_M[index], self.min_group_size
+        found: Scores | RegressionScores
+        if dataset.task.name == "regression":
+            found = score_regression(logits_NC, targets, *slices, min_group_size=least)
+        elif dataset.task.judge is None:
+            found = score(logits_NC, targets, *slices, min_group_size=least)
+        else:
+            found = score_examples(*dataset.task.judge(logits_NC, targets), *slices, min_group_size=least)
+        if dataset.official is None:
+            return found
+        return dataclasses.replace(found, official=dataset.official(logits_NC, rows))
 
-    def _mapped(self, fn: Callable[[Any], Tensor], rows: np.ndarray) -> list[Tensor]:
+    def _mapped(
+        self, fn: Callable[[Any], Tensor], rows: np.ndarray, keep: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
+        size, targets_M = BATCH[self.dataset.profile], self.dataset.targets_M
+        parts = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).split(size)
         with torch.no_grad(), self._autocast():
-            return [fn(x).float().cpu() for x in self._batches(rows, BATCH[self.dataset.profile])]
+            return [
+                keep(fn(x), targets_M[part].to(self.device)).float().cpu()
+                for x, part in zip(self._batches(rows, size), parts, strict=True)
+            ]
 
     def _autocast(self) -> torch.autocast:
         # Without the cache of cast weights: a test-time method may change them in between.

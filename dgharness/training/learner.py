@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.errors import UsageError
 from dgharness.plugin import AlgorithmSpec, Dims, Metrics, Predictor, Setup, Source, Stage, Step
 from dgharness.seeds import generator, seed_hash, seeded

@@ -116,6 +116,7 @@ def fit(run: Run) -> None:
 def next_batch(run: Run, stage: Stage) -> Any:
     """What the stage's sampler draws for the next update."""
     t = run.learner.t
+    unlabeled = run.samplers.get(("pooled", "unlabeled"))
     return make_batch(
         run.evaluator.dataset,
         run.evaluator.reader,
@@ -125,6 +126,7 @@ def next_batch(run: Run, stage: Stage) -> Any:
         t,
         run.evaluator.device,
         generator(run.config.trial_seed, "augmentation", t),
+        unlabeled.draw(t) if unlabeled else None,
     )
 
 

@@ -13,7 +13,8 @@ import torch
 
 from dgharness import registry
 from dgharness.config import DEFAULT_RULES, DataConfig, RunConfig
-from dgharness.data.dataset import Dataset, Grouping, grouping
+from dgharness.data.dataset import Dataset
+from dgharness.data.groups import Grouping, grouping, metric_groups
 from dgharness.data.protocols import PROTOCOLS, Splits
 from dgharness.errors import UsageError
 from dgharness.hparams import checked
@@ -98,7 +99,7 @@ def prepare(config: RunConfig) -> Prepared:
     if any(stage.split == "val" for stage in algorithm.stages(options.hp)):
         splits = halved_validation(splits)
     train_grouping = training_groups(grouping(dataset.manifest, config.data.train_groups), splits)
-    grouping(dataset.manifest, config.data.groups)
+    metric_groups(dataset.manifest, config.data.groups)
     check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
     check_stages(config.algorithm, algorithm.stages(options.hp), config.train.steps or 0)
     if tta:

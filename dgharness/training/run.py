@@ -9,12 +9,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from dgharness import registry, tracking
 from dgharness.config import ExecutionConfig, RunConfig
-from dgharness.data.dataset import grouping
+from dgharness.data.groups import metric_groups
 from dgharness.data.protocols import Splits
 from dgharness.data.sampling import Sampler, make_sampler
 from dgharness.data.source import TrainingSource
@@ -196,10 +197,12 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         for stage in learner.stages
         for name in [stage.sampler or config.train.sampler]
     }
+    if prepared.algorithm.needs.unlabeled:
+        samplers["pooled", "unlabeled"] = unlabeled_sampler(prepared, source)
     evaluator = Evaluator(
         dataset,
         source.reader,
-        grouping(dataset.manifest, config.data.groups),
+        metric_groups(dataset.manifest, config.data.groups),
         device,
         config.selection.min_group_size,
         config.train.precision,
@@ -222,6 +225,16 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         stop=StopFlag(),
         progress=progress,
     )
+
+
+def unlabeled_sampler(prepared: Prepared, source: TrainingSource) -> Sampler:
+    """One row of unlabeled examples, as many at a time as there are labeled ones, in shuffled epochs."""
+    config, apart = prepared.config, prepared.splits.rows["unlabeled"]
+    rows = [np.concatenate(list(apart.values()))]
+    size = config.train.batch_size or 1
+    total = size if size == "all" else size * (config.train.rows or source.num_domains)
+    seed = seed_hash(config.trial_seed, "unlabeled")
+    return make_sampler("pooled", rows, source.targets_M, source.group_M, total, seed)
 
 
 def execute(

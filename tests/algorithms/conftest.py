@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.models.model import Model
 from dgharness.plugin import Dims
 from dgharness.step import Step

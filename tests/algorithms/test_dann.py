@@ -13,7 +13,7 @@ from torch import nn
 from dgharness.adversaries import class_shares
 from dgharness.algorithms.cdann import cdann
 from dgharness.algorithms.dann import dann
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.models.model import Model
 from dgharness.plugin import Dims
 from dgharness.testing import check_algorithm

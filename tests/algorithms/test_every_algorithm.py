@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 import dgharness.algorithms
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.hparams import fields
 from dgharness.plugin import Dims
 from dgharness.step import Step

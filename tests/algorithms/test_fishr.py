@@ -12,7 +12,7 @@ from side_by_side import Reference, assert_same_updates
 from torch import nn
 
 from dgharness.algorithms.fishr import fishr, product_variance
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.testing import check_algorithm
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}

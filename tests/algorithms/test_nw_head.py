@@ -13,7 +13,7 @@ import torch
 
 from dgharness.algorithm import Setup
 from dgharness.algorithms.nw_head import encoded, nw_head
-from dgharness.data.dataset import cross_entropy
+from dgharness.data.tasks import cross_entropy
 from dgharness.errors import UsageError
 from dgharness.plugin import Batch, Dims
 from dgharness.testing import check_algorithm

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dgharness.data.dataset import Dataset, InMemory, classification
+from dgharness.data.dataset import Dataset, InMemory
+from dgharness.data.tasks import classification
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from torchvision.transforms.functional import normalize
 
-from dgharness.data.folder import MEAN, STD, FolderOptions, folder, standardise
+from dgharness.data.folder import folder
+from dgharness.data.images import MEAN, STD, ImageOptions, standardise
 from dgharness.data.protocols import leave_one_domain_out
 from dgharness.errors import UsageError
 
@@ -21,7 +22,7 @@ from dgharness.errors import UsageError
 @pytest.fixture
 def load(tmp_path: Path):
     def run(path: Path | str | None, **options):
-        chosen = FolderOptions(**{"size": 16, "cache_dir": tmp_path / "cache", **options})
+        chosen = ImageOptions(**{"size": 16, "cache_dir": tmp_path / "cache", **options})
         return folder.load(str(path) if path else None, None, 0, chosen)
 
     return run
@@ -143,7 +144,7 @@ def test_differing_classes_are_named_by_domain(photos, load):
 
 
 def test_real_pacs_has_four_domains_of_seven_classes(real_data, tmp_path):
-    options = FolderOptions(cache_dir=tmp_path)
+    options = ImageOptions(cache_dir=tmp_path)
     dataset = folder.load(str(real_data / "PACS"), None, 0, options)
     assert dataset.domains == ("art_painting", "cartoon", "photo", "sketch")
     assert (dataset.task.outputs, dataset.input_shape) == (7, (3, 224, 224))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgharness.data.dataset import grouping
+from dgharness.data.groups import grouping
 from dgharness.data.protocols import leave_one_domain_out
 from dgharness.data.source import TrainingSource, batches, make_batch
 from dgharness.seeds import generator

@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dgharness.data.dataset import Dataset, Defaults, InMemory, Task
+from dgharness.data.dataset import Dataset, Defaults, InMemory
 from dgharness.data.digits import categorical
+from dgharness.data.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, classification
+from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.synthetic.environments import Examples, Generated, dataset_of
+from dgharness.data.tasks import classification
 from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 from dgharness.seeds import generator

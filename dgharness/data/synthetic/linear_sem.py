@@ -22,8 +22,9 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, regression
+from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.synthetic.environments import Examples, Generated, dataset_of, orthogonal
+from dgharness.data.tasks import regression
 from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 from dgharness.seeds import generator

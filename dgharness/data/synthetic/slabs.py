@@ -25,8 +25,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from dgharness.data.coloring import Probability
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, classification
+from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.synthetic.environments import Examples, Generated, dataset_of, orthogonal
+from dgharness.data.tasks import classification
 from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 from dgharness.seeds import generator

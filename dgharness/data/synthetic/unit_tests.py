@@ -23,8 +23,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, classification, regression
+from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.synthetic.environments import Examples, Generated, dataset_of, orthogonal
+from dgharness.data.tasks import classification, regression
 from dgharness.hparams import Hparams
 from dgharness.seeds import generator
 

@@ -22,8 +22,9 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from dgharness.data.coloring import Probability, domain_names
-from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, classification
+from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.synthetic.environments import Examples, Generated, dataset_of
+from dgharness.data.tasks import classification
 from dgharness.hparams import Hparams
 from dgharness.seeds import generator
 

@@ -1,0 +1,97 @@
+"""What the outputs of a model mean: their loss, what is predicted, and how right it is.
+
+Shapes: N examples, C outputs, T labels of one example; the losses take any leading dimensions [...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Judge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the outputs mean: how they are trained, read and scored.
+
+    ``judge(kept, targets)`` says of each example how right it is, from 0 to 1, and what it costs ([N] each,
+    NaN where nothing is known of it); classes and numbers have scores of their own and need none.
+    ``keep(outputs, targets)`` is what evaluation holds on to where whole outputs would fill the memory.
+    """
+
+    name: str
+    outputs: int
+    loss: Callable[[Tensor, Tensor], Tensor]  # (outputs [..., C], targets [...]) -> loss per example [...]
+    predict: Callable[[Tensor], Tensor]  # outputs [..., C] -> predictions [...]
+    judge: Judge | None = None
+    keep: Callable[[Tensor, Tensor], Tensor] = lambda outputs, targets: outputs
+
+
+def classification(outputs: int) -> Task:
+    """Classes: cross-entropy, arg-max."""
+    return Task("classification", outputs, cross_entropy, lambda logits: logits.argmax(-1))
+
+
+def regression(outputs: int = 1) -> Task:
+    """Numbers: squared error; several outputs are each held to the target."""
+    return Task("regression", outputs, squared_error, lambda outputs: outputs.mean(-1))
+
+
+def multilabel(outputs: int) -> Task:
+    """Several yes-or-no labels an example, NaN where one is unknown: binary cross-entropy, logit above 0."""
+    return Task(
+        "multilabel",
+        outputs,
+        binary_cross_entropy,
+        lambda logits: (logits > 0).to(logits.dtype),
+        judge=judge_labels,
+    )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy per example, of [..., C] and [...].
+
+    >>> cross_entropy(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)).shape
+    torch.Size([2, 3])
+    """
+    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return flat.unflatten(0, targets.shape)
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error per example, of [..., C] and [...], averaged over the outputs; 0 where a target is NaN.
+
+    >>> squared_error(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, torch.nan]))
+    tensor([4., 0.])
+    """
+    error = outputs - targets.nan_to_num().unsqueeze(-1)
+    return torch.where(targets.isnan().unsqueeze(-1), 0.0, error).square().mean(-1)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the known labels of each example, of [..., T] twice; 0 without any.
+
+    >>> binary_cross_entropy(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, torch.nan]]))
+    tensor([0.6931])
+    """
+    known = ~targets.isnan()
+    loss = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
+    return (loss * known).sum(-1) / known.sum(-1).clamp(min=1)
+
+
+def judge_labels(logits_NT: Tensor, targets_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of the known labels of each example that is right, and their mean cross-entropy.
+
+    >>> judge_labels(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]]))[0]
+    tensor([0.5000], dtype=torch.float64)
+    """
+    known_NT = ~targets_NT.isnan()
+    logits_NT, count_N = logits_NT.double(), known_NT.sum(-1)
+    right_NT = ((logits_NT > 0) == (targets_NT > 0.5)) & known_NT
+    loss_N = binary_cross_entropy(logits_NT, targets_NT.double())
+    return right_NT.sum(-1).double() / count_N, torch.where(count_N > 0, loss_N, torch.nan)

@@ -1,0 +1,1 @@
+"""The datasets of WILDS, through the ``wilds`` package: its own loading code, splits and evaluation."""
