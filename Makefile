@@ -12,7 +12,7 @@ help:
 	@echo "make demo       compare nine algorithms on a bundled toy, in a few minutes"
 	@echo "make test       the test suite"
 	@echo "make test-slow  signals, kills and servers"
-	@echo "make docs       docs/algorithms.md from the code"
+	@echo "make docs       docs/algorithms.md and docs/datasets.md from the code"
 	@echo "make check      linters and types"
 	@echo "make format     put the code in order"
 
@@ -41,6 +41,7 @@ test-slow: install
 
 docs: install
 	$(BIN)/python docs/generate_algorithms.py
+	PYTHONPATH=tests/data $(BIN)/python docs/generate_datasets.py
 
 check: install
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from dgharness.data.dataset import Dataset
+from dgharness.data.temporal import future, past
 from dgharness.errors import UsageError
 from dgharness.seeds import seed_hash
 
@@ -58,13 +59,7 @@ def leave_one_domain_out(
     The rows and their order are those of DomainBed for the same sizes and trial seed (``scripts/train.py``
     and ``split_dataset`` in ``lib/misc.py``). Targets are taken in the dataset's order.
     """
-    if not targets:
-        raise UsageError(f"no target named; hold out at least one of {', '.join(dataset.domains)}")
-    if not 0 < holdout < 1:
-        raise UsageError(f"protocol.holdout={holdout} must lie between 0 and 1")
-    held_out = [dataset.domain_number(name) for name in targets]
-    if len(set(held_out)) < len(held_out):
-        raise UsageError(f"a target is named twice: {', '.join(targets)}; name each domain once")
+    held_out = _held_out(dataset, targets, holdout)
     if len(dataset.domains) == 1:
         raise UsageError(
             f"the dataset {dataset.name} has the single domain {dataset.domains[0]!r}; "
@@ -77,17 +72,10 @@ def leave_one_domain_out(
         )
     rows: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}, "test": {}, "test_holdout": {}}
     for number, name in enumerate(dataset.domains):
-        seed = seed_hash(trial_seed, number)
-        of_domain = _labeled(dataset, dataset.rows_of(name))
-        apart, kept = _split(of_domain, int(len(of_domain) * holdout), seed)
-        if not len(apart):
-            raise UsageError(
-                f"domain {name!r} of {dataset.name} has {len(of_domain)} examples, too few to keep the part "
-                f"{holdout} of it apart; add examples or raise protocol.holdout"
-            )
+        apart, kept = _apart(dataset, name, trial_seed, holdout)
         if number in held_out:
             # DomainBed splits a target once more, to take no example out of it for adaptation.
-            _, kept = _split(kept, 0, seed)
+            _, kept = _split(kept, 0, seed_hash(trial_seed, number))
             rows["test"][name], rows["test_holdout"][name] = kept, apart
         else:
             rows["train"][name], rows["val"][name] = kept, apart
@@ -114,8 +102,28 @@ def subpopulation(dataset: Dataset, targets: Sequence[str], trial_seed: int, hol
     return official(dataset, targets, trial_seed, holdout)
 
 
-def default_targets(protocol: str, dataset: Dataset) -> tuple[str, ...]:
-    """The domains that are held out where none is named: the dataset's last, or those of its own split."""
+def temporal(dataset: Dataset, targets: Sequence[str], trial_seed: int, holdout: float = 0.2) -> Splits:
+    """Train on all domains that lie before the earliest target in time; test on the whole of every target.
+
+    The part ``holdout`` of every past domain is kept apart for validation. Domains that come later and are
+    no targets are left out, and nothing of the future is held back for an oracle. Needs a manifest column
+    ``time`` (see ``dgharness.data.temporal``).
+    """
+    held_out = [dataset.domains[number] for number in _held_out(dataset, targets, holdout)]
+    rows: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}, "test": {}}
+    for name in past(dataset, held_out):
+        rows["val"][name], rows["train"][name] = _apart(dataset, name, trial_seed, holdout)
+    for name in sorted(held_out, key=dataset.domain_number):
+        rows["test"][name] = _labeled(dataset, dataset.rows_of(name))
+    return Splits(rows)
+
+
+def default_targets(
+    protocol: str, dataset: Dataset, cut: float | None = None, horizon: int | None = None
+) -> tuple[str, ...]:
+    """The domains that are held out where none is named: the future, the dataset's last, or its own split's."""
+    if protocol == "temporal":
+        return future(dataset, cut, horizon)
     return tuple(_official_rows(dataset)["test"]) if protocol in OWN_SPLIT else dataset.domains[-1:]
 
 
@@ -123,6 +131,7 @@ PROTOCOLS: dict[str, Callable[[Dataset, Sequence[str], int, float], Splits]] = {
     "leave-one-domain-out": leave_one_domain_out,
     "official": official,
     "subpopulation": subpopulation,
+    "temporal": temporal,
 }
 
 OWN_SPLIT = ("official", "subpopulation")
@@ -154,6 +163,31 @@ def _official_rows(dataset: Dataset) -> dict[str, Rows]:
             "the protocol official needs train, val and test"
         )
     return {split: by_domain for split, by_domain in found.items() if by_domain}
+
+
+def _held_out(dataset: Dataset, targets: Sequence[str], holdout: float) -> list[int]:
+    """Numbers of the targets, once both arguments are known to make sense."""
+    if not targets:
+        raise UsageError(f"no target named; hold out at least one of {', '.join(dataset.domains)}")
+    if not 0 < holdout < 1:
+        raise UsageError(f"protocol.holdout={holdout} must lie between 0 and 1")
+    held_out = [dataset.domain_number(name) for name in targets]
+    if len(set(held_out)) < len(held_out):
+        raise UsageError(f"a target is named twice: {', '.join(targets)}; name each domain once")
+    return held_out
+
+
+def _apart(dataset: Dataset, name: str, trial_seed: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """DomainBed's two parts of a domain's labelled rows: ``holdout`` of them, and the others."""
+    of_domain = _labeled(dataset, dataset.rows_of(name))
+    seed = seed_hash(trial_seed, dataset.domain_number(name))
+    apart, kept = _split(of_domain, int(len(of_domain) * holdout), seed)
+    if not len(apart):
+        raise UsageError(
+            f"domain {name!r} of {dataset.name} has {len(of_domain)} examples, too few to keep the part "
+            f"{holdout} of it apart; add examples or raise protocol.holdout"
+        )
+    return apart, kept
 
 
 def _labeled(dataset: Dataset, rows: np.ndarray) -> np.ndarray:

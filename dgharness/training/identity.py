@@ -28,6 +28,10 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
     ]
     if prepared.algorithm.sampler:
         uses.append(f"a sampler of its own ({config.train.sampler})")
+    if prepared.algorithm.needs.unlabeled:
+        apart = list(prepared.splits.rows["unlabeled"])
+        more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+        uses.append(f"unlabeled examples of {' and '.join(apart[:3])}{more}")
     if "val_train" in prepared.splits.rows:
         uses.append("half of the validation data")
     tags = {
@@ -72,7 +76,8 @@ def shared_settings(prepared: Prepared) -> dict[str, str]:
     drawn = ("optimizer.lr", "optimizer.weight_decay", "train.batch_size", "model.dropout")
     settings = flat(without_later_fields(prepared.config, prepared.options))
     if settings["train.sampler"] == prepared.algorithm.sampler:
-        settings["train.sampler"] = "by-domain"  # the algorithm's own exception, which dg.uses names
+        # The algorithm's own exception, which dg.uses names.
+        settings["train.sampler"] = prepared.dataset.defaults.sampler
     return {
         key: value
         for key, value in settings.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -170,3 +171,24 @@ def test_targets_that_are_not_named_are_the_last_domain_or_the_official_ones(spl
     dataset = split_table("train", "val", "test", a=9, b=9)
     assert default_targets("leave-one-domain-out", dataset) == ("b",)
     assert default_targets("official", dataset) == ("a", "b")
+
+
+@pytest.fixture
+def partly_unlabeled(table):
+    dataset = table(a=10, b=10, c=10)
+    split = np.array(["train"] * 10 + ["val"] * 5 + ["test"] * 5 + ["unlabeled"] * 10)
+    manifest = dataset.manifest.assign(split=split)
+    manifest.loc[20:, "y"] = np.nan
+    return dataclasses.replace(dataset, manifest=manifest)
+
+
+def test_unlabeled_rows_are_a_split_of_their_own(partly_unlabeled):
+    splits = official(partly_unlabeled, ["b"], 0)
+    assert splits.rows["unlabeled"]["c"].tolist() == list(range(20, 30))
+    assert splits.train_domains == ("a",) and splits.targets == ("b",)
+
+
+def test_unlabeled_rows_take_no_part_in_leave_one_domain_out(partly_unlabeled):
+    splits = leave_one_domain_out(partly_unlabeled, ["b"], 0)
+    assert splits.train_domains == ("a",)
+    assert all(rows.max() < 20 for of in splits.rows.values() for rows in of.values())

@@ -17,6 +17,7 @@ class Layout:
     sets: tuple[str, ...] = ()  # as --set takes them
     argument: str = ""  # what follows the name after a colon; {root} is the data root
     needs: tuple[str, ...] = ()  # modules of an extra
+    proof: str = ""  # the test that holds its official metric to the original: "test_wilds.py::test_..."
 
 
 def layouts() -> dict[str, Layout]:
