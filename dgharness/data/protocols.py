@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -57,25 +57,26 @@ def leave_one_domain_out(
     """Train on all domains but the targets; keep the part ``holdout`` of every domain apart.
 
     The rows and their order are those of DomainBed for the same sizes and trial seed (``scripts/train.py``
-    and ``split_dataset`` in ``lib/misc.py``). Targets are taken in the dataset's order.
+    and ``split_dataset`` in ``lib/misc.py``). Targets are taken in the dataset's order; a domain all of whose
+    rows are unlabeled takes no part.
     """
-    held_out = _held_out(dataset, targets, holdout)
+    _check_targets(dataset, targets, holdout)
     if len(dataset.domains) == 1:
         raise UsageError(
             f"the dataset {dataset.name} has the single domain {dataset.domains[0]!r}; "
             "leave-one-domain-out needs two or more"
         )
-    if len(held_out) == len(dataset.domains):
+    labeled = [name for name in dataset.domains if _is_labeled(dataset, name)]
+    if not set(labeled) - set(targets):
         raise UsageError(
-            f"no domain of {dataset.name} is left for training; name fewer targets than "
-            f"{', '.join(dataset.domains)}"
+            f"no domain of {dataset.name} is left for training; name fewer targets than {', '.join(labeled)}"
         )
     rows: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}, "test": {}, "test_holdout": {}}
-    for number, name in enumerate(dataset.domains):
+    for name in labeled:
         apart, kept = _apart(dataset, name, trial_seed, holdout)
-        if number in held_out:
+        if name in targets:
             # DomainBed splits a target once more, to take no example out of it for adaptation.
-            _, kept = _split(kept, 0, seed_hash(trial_seed, number))
+            _, kept = _split(kept, 0, seed_hash(trial_seed, dataset.domain_number(name)))
             rows["test"][name], rows["test_holdout"][name] = kept, apart
         else:
             rows["train"][name], rows["val"][name] = kept, apart
@@ -109,11 +110,11 @@ def temporal(dataset: Dataset, targets: Sequence[str], trial_seed: int, holdout:
     no targets are left out, and nothing of the future is held back for an oracle. Needs a manifest column
     ``time`` (see ``dgharness.data.temporal``).
     """
-    held_out = [dataset.domains[number] for number in _held_out(dataset, targets, holdout)]
+    _check_targets(dataset, targets, holdout)
     rows: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}, "test": {}}
-    for name in past(dataset, held_out):
+    for name in filter(partial(_is_labeled, dataset), past(dataset, targets)):
         rows["val"][name], rows["train"][name] = _apart(dataset, name, trial_seed, holdout)
-    for name in sorted(held_out, key=dataset.domain_number):
+    for name in sorted(targets, key=dataset.domain_number):
         rows["test"][name] = _labeled(dataset, dataset.rows_of(name))
     return Splits(rows)
 
@@ -121,10 +122,12 @@ def temporal(dataset: Dataset, targets: Sequence[str], trial_seed: int, holdout:
 def default_targets(
     protocol: str, dataset: Dataset, cut: float | None = None, horizon: int | None = None
 ) -> tuple[str, ...]:
-    """The domains that are held out where none is named: the future, the dataset's last, or its own split's."""
+    """The domains held out where none is named: the future, those of the dataset's own split, or its last."""
     if protocol == "temporal":
         return future(dataset, cut, horizon)
-    return tuple(_official_rows(dataset)["test"]) if protocol in OWN_SPLIT else dataset.domains[-1:]
+    if protocol in OWN_SPLIT:
+        return tuple(_official_rows(dataset)["test"])
+    return dataset.defaults.targets or dataset.domains[-1:]
 
 
 PROTOCOLS: dict[str, Callable[[Dataset, Sequence[str], int, float], Splits]] = {
@@ -165,16 +168,17 @@ def _official_rows(dataset: Dataset) -> dict[str, Rows]:
     return {split: by_domain for split, by_domain in found.items() if by_domain}
 
 
-def _held_out(dataset: Dataset, targets: Sequence[str], holdout: float) -> list[int]:
-    """Numbers of the targets, once both arguments are known to make sense."""
+def _check_targets(dataset: Dataset, targets: Sequence[str], holdout: float) -> None:
     if not targets:
         raise UsageError(f"no target named; hold out at least one of {', '.join(dataset.domains)}")
     if not 0 < holdout < 1:
         raise UsageError(f"protocol.holdout={holdout} must lie between 0 and 1")
-    held_out = [dataset.domain_number(name) for name in targets]
-    if len(set(held_out)) < len(held_out):
+    if len({dataset.domain_number(name) for name in targets}) < len(targets):
         raise UsageError(f"a target is named twice: {', '.join(targets)}; name each domain once")
-    return held_out
+    if bare := [name for name in targets if not _is_labeled(dataset, name)]:
+        raise UsageError(
+            f"the target {bare[0]!r} of {dataset.name} has no labels to be tested on; name another"
+        )
 
 
 def _apart(dataset: Dataset, name: str, trial_seed: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
@@ -188,6 +192,17 @@ def _apart(dataset: Dataset, name: str, trial_seed: int, holdout: float) -> tupl
             f"{holdout} of it apart; add examples or raise protocol.holdout"
         )
     return apart, kept
+
+
+def _is_labeled(dataset: Dataset, name: str) -> bool:
+    """Can a domain be trained or tested on? One without any example counts, so that it is found out."""
+    rows = dataset.rows_of(name)
+    return not len(rows) or len(_labeled(dataset, rows)) > 0
+
+
+def _all_unlabeled(dataset: Dataset, name: str) -> bool:
+    rows = dataset.rows_of(name)
+    return len(rows) > 0 and not len(_labeled(dataset, rows))
 
 
 def _labeled(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
