@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgharness.config import RunConfig, compose
+    from dgharness.data.synthetic.spurious_blobs import spurious_blobs
     from dgharness.errors import UsageError
     from dgharness.registry import load
     from dgharness.training.learner import Learner
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from dgharness.training.run import resume, train
 
 __version__ = "0.1.0"
-__all__ = ["Learner", "RunConfig", "UsageError", "compose", "load", "prepare", "resume", "train"]
+__all__ = [
+    "Learner",
+    "RunConfig",
+    "UsageError",
+    "compose",
+    "load",
+    "prepare",
+    "resume",
+    "spurious_blobs",
+    "train",
+]
 
 _HOME = {
     "Learner": "dgharness.training.learner",
@@ -30,6 +41,7 @@ _HOME = {
     "load": "dgharness.registry",
     "prepare": "dgharness.training.prepare",
     "resume": "dgharness.training.run",
+    "spurious_blobs": "dgharness.data.synthetic.spurious_blobs",
     "train": "dgharness.training.run",
 }
 

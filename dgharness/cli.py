@@ -195,7 +195,7 @@ def show_dataset(name: str, data_root: DataRoot = "", as_json: AsJson = False) -
 
 @app.command("config")
 def config_(
-    algorithm: Annotated[str, typer.Argument(help="Whose hyperparameters to list.")] = "erm",
+    algorithm: Annotated[str, typer.Argument(help="Whose hyperparameters to list.", show_default="erm")] = "",
     preset: Preset = "",
 ) -> None:
     """Print the settings as commented YAML, to be edited and given to --config."""

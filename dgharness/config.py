@@ -7,7 +7,6 @@ Every part names an entry of a registry and carries that entry's own options bes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +24,7 @@ from pydantic import (
 
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.hparams import Hparams, Neutral, checked, spaces
+from dgharness.preset import lay, merge, preset_tree, read_yaml, table
 from dgharness.registry import add_plugin, canonical, load
 from dgharness.training.averaging import AveragingConfig
 from dgharness.training.optimizers import OptimizerConfig
@@ -72,6 +72,12 @@ class ProtocolConfig(Hparams):
     """Domains held out; empty takes the dataset's last, or those of its official split."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of every domain kept from training: validation, and for a target the oracle's. Not in official."""
+    cut: Annotated[float | None, Neutral(None)] = None
+    """temporal: the time at which the future begins, between two domains; unset, half of them are past. It
+    becomes targets."""
+    horizon: Annotated[PositiveInt | None, Neutral(None)] = None
+    """temporal: test on so many domains from the cut on; unset, on all. A sweep moves the cut on from there,
+    one domain at a time. It becomes targets."""
 
 
 class TrainConfig(Hparams):
@@ -82,7 +88,8 @@ class TrainConfig(Hparams):
     epochs: Annotated[PositiveFloat | None, Neutral(None)] = None
     """Passes over the training data in place of steps, as many updates as that makes, rounded up."""
     rows: Annotated[PositiveInt | None, Neutral(None)] = None
-    """Rows of a batch: so many different domains or groups are drawn at each update; unset, all take part."""
+    """Rows of a batch: so many different domains or groups are drawn at each update; unset, the dataset's
+    default, as a rule all."""
     batch_size: PositiveInt | Literal["all"] | None = None
     """Examples per row of a batch (per domain with the by-domain sampler); unset, that of the profile."""
     sampler: Literal[
@@ -130,6 +137,9 @@ class SelectionConfig(Hparams):
     """Groups below this size are left out of the worst group."""
     predictions_mb: NonNegativeFloat = 64
     """Logits of the chosen checkpoints are stored up to this size."""
+    consistency: Annotated[Mapping[Literal["shift", "rotation", "scale"], PositiveFloat], Neutral({})] = {}
+    """Transformations of images under which predictions on the target should stay as they are, each with its
+    amount: shift in pixels, rotation in degrees, scale in per cent (consistency.shift=4)."""
 
     @model_validator(mode="after")
     def _shown_is_kept(self) -> SelectionConfig:
@@ -206,7 +216,7 @@ def compose(
     if preset := tree.get("preset", ""):
         # Checked before the preset is laid under it, which reads the algorithm and the seed.
         own = checked(RunConfig, tree, where="")
-        tree = merge(_preset_layer(preset, own), tree)
+        tree = lay(_preset_layer(preset, own, tree), tree)
     return checked(RunConfig, tree, where="")
 
 
@@ -224,7 +234,7 @@ def given(
     """
     tree: dict[str, Any] = {}
     if file:
-        merge(tree, _read_yaml(Path(file)))
+        merge(tree, read_yaml(Path(file)))
     for assignment in sets:
         key, equals, value = assignment.partition("=")
         if not equals or not all(path := key.strip().split(".")):
@@ -236,83 +246,39 @@ def given(
     return {key: value for key, value in tree.items() if value is not None or key not in sections}
 
 
-def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``over`` on ``base``, tables key by key; changes and returns ``base``."""
-    for key, value in over.items():
-        if isinstance(value, Mapping):
-            below = base.get(key)
-            base[key] = merge(below if isinstance(below, dict) else {}, value)
-        else:
-            base[key] = value
-    return base
-
-
-def presets() -> list[str]:
-    """Names of the presets that come with the package."""
-    with resources.as_file(resources.files("dgharness") / "presets") as folder:
-        return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
-
-
-def preset_tree(name: str) -> dict[str, Any]:
-    """A preset as written: settings, and under ``algorithms`` the hyperparameters of each."""
-    if name.endswith((".yaml", ".yml")):
-        return _read_yaml(Path(name))
-    if name not in presets():
-        raise UsageError(
-            f"there is no preset {name!r}; {did_you_mean(name, presets())} (or name a file, as in PATH.yaml)"
-        )
-    return yaml.safe_load((resources.files("dgharness") / "presets" / f"{name}.yaml").read_text())
-
-
 # What the dataset's profile has a default for, and perhaps a search space: section, key.
 PROFILE = (("optimizer", "lr"), ("optimizer", "weight_decay"), ("train", "batch_size"))
 
 
-def _preset_layer(name: str, own: RunConfig) -> dict[str, Any]:
-    """The preset for one algorithm; for a random draw without what would be drawn.
+def _preset_layer(name: str, own: RunConfig, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset for one algorithm, without what is asked for in its place (``own``, and as given ``tree``).
 
-    Whether the profile draws a setting is known only with the dataset: ``resolve`` puts the others back.
+    A random draw goes without what would be drawn. Whether the profile draws a setting is known only with the
+    dataset: ``resolve`` puts the others back.
     """
-    tree = preset_tree(name)
-    tree.pop("about", None)
-    algorithms = _table(tree.pop("algorithms", None), f"algorithms of the preset {name}")
-    algorithm = canonical("algorithms", own.algorithm)
-    hp = dict(_table(algorithms.get(algorithm), f"algorithms.{algorithm} of the preset {name}"))
-    merge(tree, _table(hp.pop("settings", None), f"algorithms.{algorithm}.settings of the preset {name}"))
+    layer = preset_tree(name)
+    layer.pop("about", None)
+    algorithms = table(layer.pop("algorithms", None), f"algorithms of the preset {name}")
+    algorithm = canonical("algorithms", layer.get("algorithm", own.algorithm))
+    if "algorithm" in tree and canonical("algorithms", own.algorithm) != algorithm:
+        raise UsageError(
+            f"the preset {name} is for {algorithm}, and not for {own.algorithm}; leave one of them out"
+        )
+    hp = dict(table(algorithms.get(algorithm), f"algorithms.{algorithm} of the preset {name}"))
+    lay(layer, table(hp.pop("settings", None), f"algorithms.{algorithm}.settings of the preset {name}"))
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if getattr(own.train, given) is not None:
+            layer.get("train", {}).pop(other, None)
     if own.hparams_seed:
         for plugin in own.plugins:
             add_plugin(plugin)
         drawn = spaces(load("algorithms", algorithm).hparams)
         hp = {key: value for key, value in hp.items() if key not in drawn}
         for section, key in PROFILE:
-            table = _table(tree.get(section), f"{section} of the preset {name}")
-            if table.get(key) != "all":  # full batches are a way of training, not a size to search
-                table.pop(key, None)
-    return merge(tree, {"hp": hp})
-
-
-def _table(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict | None):
-        raise UsageError(f"{what} must be a table of settings, not {value!r}")
-    return value or {}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"there is no configuration file {path}") from None
-    except OSError as error:
-        raise UsageError(f"the configuration file {path} cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{path} is not valid YAML{where}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError):  # characters that no text has
-        raise UsageError(f"{path} is not a YAML file: it holds bytes that are not text") from None
-    if not isinstance(tree, dict | None):
-        raise UsageError(f"{path} must hold a table of settings, not a {type(tree).__name__}")
-    return tree or {}
+            settings = table(layer.get(section), f"{section} of the preset {name}")
+            if settings.get(key) != "all":  # full batches are a way of training, not a size to search
+                settings.pop(key, None)
+    return merge(layer, {"hp": hp})
 
 
 def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
     """Options of a dataset, and its examples by domain, class and group."""
     from dgharness.config import DataConfig
     from dgharness.data.groups import metric_groups
+    from dgharness.data.shift import described, shift_measures
     from dgharness.training.prepare import load_dataset
 
     spec_name, argument = registry.split_argument("datasets", name)
@@ -112,6 +113,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         "digest": dataset.digest,
         **({"targets": _numbers(dataset.targets_M)} if "classes" not in columns else {}),
         **{part: {str(key): int(value) for key, value in table.items()} for part, table in counts.items()},
+        "shift": shift_measures(dataset),
     }
     if as_json:
         print(json.dumps(facts, indent=1))
@@ -126,6 +128,8 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         _print_row("targets", "numbers, " + ", ".join(f"{k} {v:.3g}" for k, v in facts["targets"].items()))
     for part in counts:
         _print_row(part, " · ".join(f"{key} {value}" for key, value in facts[part].items()))
+    for line in described(facts["shift"]):
+        _print_row("shift", line)
     _print_fields("options", registry.show("datasets", spec_name).get("hyperparameters") or [])
 
 
@@ -142,16 +146,19 @@ def print_config(algorithm: str, preset: str) -> None:
     """
     from pydantic import BaseModel
 
-    from dgharness.config import PROFILE, RunConfig, compose, preset_tree, presets
+    from dgharness.config import PROFILE, RunConfig, compose
     from dgharness.hparams import fields
+    from dgharness.preset import preset_tree, presets
 
-    name = registry.canonical("algorithms", algorithm)
+    published = preset_tree(preset) if preset else {}
+    name = registry.canonical("algorithms", algorithm or published.get("algorithm", "erm"))
     own = registry.load("algorithms", name).hparams
     config = compose(preset=preset, flags={"algorithm": name})
     options = registry.load("datasets", registry.split_argument("datasets", config.data.name)[0]).options
     print("# dgharness train --config FILE; uncomment a line to change it")
-    print(f"# presets: {', '.join(presets())}")
-    if preset and (about := preset_tree(preset).get("about")):
+    for line in textwrap.wrap(f"presets: {', '.join(presets())}", 108):
+        print(f"# {line}")
+    if about := published.get("about"):
         print(textwrap.fill(str(about), 110, initial_indent="# ", subsequent_indent="# "))
     for record in fields(RunConfig):
         section = record["name"]

@@ -95,6 +95,7 @@ class Needs:
     feature_maps: tuple[str, ...] = ()
     pretrained: bool = False
     text: bool = False
+    one_tensor: bool = False  # inputs that are one tensor, as images are and tokens with their mask are not
     linear_classifier: bool = False
 
     def __str__(self) -> str:

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from dgharness.config import PROFILE, Part, RunConfig, preset_tree
+from dgharness.config import PROFILE, Part, ProtocolConfig, RunConfig
 from dgharness.data.dataset import Dataset
 from dgharness.data.protocols import default_targets
+from dgharness.errors import UsageError
 from dgharness.hparams import Choice, Hparams, LogUniform, PowerOfTwo, checked, draw, settled, spaces
 from dgharness.plugin import AlgorithmSpec
+from dgharness.preset import preset_tree
 
 
 class SmallProfile(Hparams):
@@ -59,6 +61,7 @@ def resolve(
     seeds = config.hparams_seed, config.trial_seed
     profile: type[Hparams] = SmallProfile if dataset.profile == "small" else LargeProfile
     given = {key: getattr(getattr(config, section), key) for section, key in PROFILE}
+    given["batch_size"] = given["batch_size"] or dataset.defaults.batch_size
     if config.hparams_seed and config.preset and None in given.values():
         published = preset_tree(config.preset)
         for section, key in PROFILE:
@@ -78,8 +81,6 @@ def resolve(
     )
     defaults, train = dataset.defaults, config.train
     model = "own" if algorithm.model else config.model.name or defaults.model
-    protocol = config.protocol.name or defaults.protocol
-    targets = config.protocol.targets or default_targets(protocol, dataset)
     resolved = config.model_copy(
         update={
             "hp": options.hp.model_dump(mode="json"),
@@ -89,9 +90,7 @@ def resolve(
                     "train_groups": config.data.train_groups or dataset.train_groups,
                 }
             ),
-            "protocol": config.protocol.model_copy(
-                update={"name": protocol, "targets": _in_order(targets, dataset)}
-            ),
+            "protocol": _protocol(config.protocol, dataset),
             "model": Part(name=model, **options.model.model_dump(mode="json")),
             "optimizer": config.optimizer.model_copy(
                 update={"lr": drawn.lr, "weight_decay": drawn.weight_decay}
@@ -99,6 +98,7 @@ def resolve(
             "train": train.model_copy(
                 update={
                     "steps": defaults.steps if train.steps is None else train.steps,
+                    "rows": train.rows or defaults.rows,
                     "batch_size": drawn.batch_size,
                     "sampler": train.sampler or algorithm.sampler or defaults.sampler,
                     "eval_every": train.eval_every or defaults.eval_every,
@@ -107,6 +107,28 @@ def resolve(
         }
     )
     return resolved, options
+
+
+def _protocol(given: ProtocolConfig, dataset: Dataset) -> ProtocolConfig:
+    """Name and targets as they are run; what ``cut`` and ``horizon`` ask for stands in the targets."""
+    name = given.name or dataset.defaults.protocol
+    for field in ("cut", "horizon"):
+        if (value := getattr(given, field)) is None:
+            continue
+        if name != "temporal":
+            raise UsageError(
+                f"protocol.{field}={value} means nothing to the protocol {name}; leave it out, or use "
+                "--set protocol.name=temporal"
+            )
+        if given.targets:
+            raise UsageError(
+                f"protocol.{field}={value} and the targets {', '.join(given.targets)} both say what the "
+                "future is; leave one of them out"
+            )
+    targets = given.targets or default_targets(name, dataset, given.cut, given.horizon)
+    return given.model_copy(
+        update={"name": name, "targets": _in_order(targets, dataset), "cut": None, "horizon": None}
+    )
 
 
 def _in_order(targets: Sequence[str], dataset: Dataset) -> tuple[str, ...]:

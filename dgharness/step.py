@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ class Predictor(Protocol):
     def features(self, x: Any) -> Tensor: ...
 
     def classify(self, z: Tensor) -> Tensor: ...
+
+
+class TokenShape(NamedTuple):
+    """The input shape of text: at most ``length`` tokens, each a number below ``vocabulary``."""
+
+    length: int
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Step(Batch):
         per_row = ("targets_EB", "domain_EB", "group_EB", "index_EB")
         for e in range(rows):
             part = slice(e * examples, (e + 1) * examples)
-            x = {key: v[part] for key, v in self.x.items()} if isinstance(self.x, Mapping) else self.x[part]
+            x = _examples(self.x, part)
             fields = {name: getattr(self, name)[e : e + 1] for name in per_row}
             attributes = {name: value_EB[e : e + 1] for name, value_EB in self.attributes.items()}
             yield dataclasses.replace(self, x=x, attributes=attributes, **fields)
@@ -123,6 +130,13 @@ class Step(Batch):
         for hook in hooks:
             hook.remove()
         return self._rows(z_ND), maps
+
+
+def _examples(x: Any, part: slice) -> Any:
+    if isinstance(x, Mapping):
+        return {key: value[part] for key, value in x.items()}
+    # A batch of graphs is indexed into a list of them, and knows how to make a batch of that.
+    return x.from_data_list(x[part]) if hasattr(x, "from_data_list") else x[part]
 
 
 class Source(Protocol):

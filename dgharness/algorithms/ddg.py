@@ -135,6 +135,6 @@ def partners(y_N: Tensor, draw: torch.Generator) -> Tensor:
 
 ddg = algorithm(
     DDGHparams,
-    needs=Needs(tasks=("classification",)),
+    needs=Needs(tasks=("classification",), one_tensor=True),
     lr_multipliers=lambda hp: {"variation.": hp.lr_multiplier, "decoder.": hp.lr_multiplier},
 )(DDG)

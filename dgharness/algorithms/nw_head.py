@@ -211,4 +211,4 @@ def centres(z_SD: Tensor, label_S: Tensor, clusters: int) -> tuple[Tensor, Tenso
     return torch.cat(centre), torch.cat(label)
 
 
-nw_head = algorithm(NWHeadHparams, needs=Needs(tasks=("classification",)))(NWHead)
+nw_head = algorithm(NWHeadHparams, needs=Needs(tasks=("classification",), one_tensor=True))(NWHead)

@@ -28,6 +28,7 @@ from dgharness.plugin import (
     IntLogUniform,
     LogUniform,
     Metrics,
+    Needs,
     NonNegativeInt,
     Setup,
     Step,
@@ -106,4 +107,4 @@ def local_classifier(kind: str, channels: int, outputs: int) -> nn.Module:
     return nn.Conv2d(channels, outputs, side, padding=side // 2)
 
 
-par = algorithm(PARHparams)(PAR)
+par = algorithm(PARHparams, needs=Needs(one_tensor=True))(PAR)

@@ -6,6 +6,10 @@ pixels, and the order of the four colour changes is drawn once for a batch. Agai
 taken from the image as it is stored, squashed to a square, so that on images that are far from square
 their aspect ratio is another.
 
+On a CPU what counts is the number of passes over the pixels, and that none of them branches: comparisons,
+``torch.where``, ``torch.lerp`` by a factor per image and ``F.affine_grid`` cost ten passes each. Results of an
+operation are overwritten by the next where nobody else holds them; arguments never are.
+
 Shapes: N images, H x W pixels. Colours are floats in [0, 1] inside this module.
 """
 
@@ -26,15 +30,17 @@ ATTEMPTS = 10  # crops drawn before the whole image is taken, as torchvision doe
 CPU_CHUNK = 4
 
 
-def augment(x_N3HW: Tensor, generator: torch.Generator) -> Tensor:
+def augment(x_N3HW: Tensor, generator: torch.Generator, cropping: bool = True) -> Tensor:
     """Raw images of values 0..255 to augmented ones, as floats of the same range.
 
-    All numbers come from the (CPU) generator, so that every device gets the same.
+    All numbers come from the (CPU) generator, so that every device gets the same; without cropping the
+    others stay as they are.
     """
     n = len(x_N3HW)
     draws = torch.rand(n, 2 * ATTEMPTS + 8, generator=generator)
     order = torch.randperm(4, generator=generator).tolist()
-    boxes_N4 = crop_boxes(draws[:, : 2 * ATTEMPTS + 2])
+    whole_N4 = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(n, 4)
+    boxes_N4 = crop_boxes(draws[:, : 2 * ATTEMPTS + 2]) if cropping else whole_N4
     flip_N1, strength_N4, gray_N1 = draws[:, 2 * ATTEMPTS + 2 :].split([1, 4, 1], dim=1)
     factors_N4 = JITTER * (2 * strength_N4 - 1) + torch.tensor([1.0, 1.0, 1.0, 0.0])  # the hue is shifted
     plan = torch.cat([boxes_N4, factors_N4, flip_N1 < 0.5, gray_N1 < GRAYSCALE], dim=1).to(x_N3HW.device)
@@ -49,7 +55,8 @@ def _augment(x_N3HW: Tensor, plan_NP: Tensor, order: list[int]) -> Tensor:
     x = crop(x_N3HW.float() / 255, boxes_N4, flip_N1.squeeze(1))
     for change in order:
         x = COLOR_CHANGES[change](x, factors_N4[:, change, None, None, None])
-    return torch.where(gray_N1[:, :, None, None] > 0, luminance(x), x) * 255
+    gray = gray_N1[:, :, None, None]
+    return (x * (255 * (1 - gray))).add_(luminance(x).mul_(255 * gray))
 
 
 def crop_boxes(draws_NA: Tensor) -> Tensor:
@@ -71,14 +78,18 @@ def crop_boxes(draws_NA: Tensor) -> Tensor:
 
 def crop(x_NCHW: Tensor, boxes_N4: Tensor, flip_N: Tensor) -> Tensor:
     """Cut the boxes out, mirror where ``flip_N`` is 1, and scale back to H x W (bilinear)."""
-    start, sides = boxes_N4[:, :2], boxes_N4[:, 2:]
-    centre = 2 * start + sides - 1  # in grid_sample's units: the image spans -1 to 1
-    theta = x_NCHW.new_zeros(len(x_NCHW), 2, 3)
-    theta[:, 0, 0] = sides[:, 0] * (1 - 2 * flip_N)
-    theta[:, 1, 1] = sides[:, 1]
-    theta[:, :, 2] = centre
-    grid = F.affine_grid(theta, list(x_NCHW.shape), align_corners=False)
-    return F.grid_sample(x_NCHW, grid, padding_mode="border", align_corners=False)
+    n, _, height, width = x_NCHW.shape
+    left_N1, top_N1, wide_N1, high_N1 = boxes_N4.split(1, dim=1)
+    # In grid_sample's units the image spans -1 to 1.
+    columns_NW = 2 * left_N1 + wide_N1 - 1 + wide_N1 * (1 - 2 * flip_N[:, None]) * _centres(width, x_NCHW)
+    rows_NH = 2 * top_N1 + high_N1 - 1 + high_N1 * _centres(height, x_NCHW)
+    grid_NHW2 = x_NCHW.new_empty(n, height, width, 2)
+    grid_NHW2[..., 0], grid_NHW2[..., 1] = columns_NW[:, None, :], rows_NH[:, :, None]
+    return F.grid_sample(x_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
+
+
+def _centres(size: int, like: Tensor) -> Tensor:
+    return (2 * torch.arange(size, dtype=like.dtype, device=like.device) + 1) / size - 1
 
 
 # --- colour: factors are [N, 1, 1, 1], one for each image -------------------------------------------
@@ -87,36 +98,38 @@ def crop(x_NCHW: Tensor, boxes_N4: Tensor, flip_N: Tensor) -> Tensor:
 def luminance(x: Tensor) -> Tensor:
     """[N, 1, H, W] of [N, 3, H, W], with the weights of ITU-R 601."""
     red, green, blue = x.split(1, dim=1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    return torch.add(0.2989 * red, green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def brighten(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp(0, 1)
+    return (x * factor).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
     mean = luminance(x).mean(dim=(1, 2, 3), keepdim=True)
-    return torch.lerp(mean, x, factor).clamp(0, 1)
+    return (x * factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def saturate(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(luminance(x), x, factor).clamp(0, 1)
+    return (x * factor).add_(luminance(x).mul_(1 - factor)).clamp_(0, 1)
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by ``shift`` of a full circle, keeping saturation and value (HSV)."""
-    value, lowest = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    chroma = value - lowest
-    red, green, blue = ((x - lowest) / chroma.clamp(min=1e-12)).split(1, dim=1)
-    sixths = torch.where(
-        x[:, 0:1] == value,
-        green - blue,
-        torch.where(x[:, 1:2] == value, 2 + blue - red, 4 + red - green),
-    )
-    # Of a hue h in sixths, each channel is the value less the chroma times a trapezoid of h + 5, 3, 1.
-    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
-    k = torch.remainder(sixths + 6 * shift + offset, 6)
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    red, green, blue = x.split(1, dim=1)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
+    # 0 where the channel is the lowest, else 1; the hue in sixths is 1, 3 or 5 and a difference of the others.
+    has_blue, has_red = (blue - lowest).sign_(), (red - lowest).sign_()
+    difference = torch.lerp(green - red, torch.lerp(blue - green, red - blue, has_red), has_blue)
+    hue = difference.div_(chroma.clamp(min=1e-12)).add_(has_red.add_(1).mul_(has_blue), alpha=2)
+    hue.add_(6 * shift + 1)
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    # Of a hue in sixths, red is a trough at 3, green a crest at 2, blue a crest at 4, their tops cut off.
+    middle, sign, height = hue.new_tensor(TRAPEZOIDS)[:, :, None, None]
+    return (hue - middle).abs_().mul_(sign).add_(height).clamp_(0, 1).mul_(chroma).add_(lowest)
 
+
+TRAPEZOIDS = ((3, 2, 4), (1, -1, -1), (-1, 2, 2))
 
 COLOR_CHANGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brighten, contrast, saturate, shift_hue)

@@ -43,6 +43,9 @@ class Defaults:
     eval_every: int = 100
     protocol: str = "leave-one-domain-out"
     sampler: str = "by-domain"
+    targets: tuple[str, ...] = ()  # held out where none is named; () is the last domain
+    rows: int | None = None  # of a batch, where a row of every domain would be too many
+    batch_size: int | None = None  # examples per row of a batch, where those of the profile would be too many
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Dataset:
     defaults: Defaults = Defaults()
     groups: tuple[str, ...] = ("y",)  # columns whose product is the subpopulations in the metrics
     train_groups: tuple[str, ...] = ("domain",)  # ... and those that algorithms see
+    hidden: tuple[str, ...] = ()  # attributes that metrics know and algorithms do not
     prepare: Callable[[Any], Any] = lambda x: x  # raw batch to what the model takes, on the device
     augment: Callable[[Any, torch.Generator], Any] | None = None  # raw batch, in training only
     views: Mapping[str, Callable[[Any, torch.Generator], Any]] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class Dataset:
     official: Callable[[Tensor, np.ndarray], Mapping[str, float]] | None = None
     official_metric: str = ""
     replicates: int = 0  # how many runs its leaderboard asks for; 0 where there is no such rule
+    eval_batch: int | None = None  # examples scored at once, where those of the profile would be too many
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
@@ -95,9 +100,9 @@ class Dataset:
 
     @cached_property
     def attributes_M(self) -> dict[str, Tensor]:
-        """Every attribute of all manifest rows: codes of a category (-1 unknown), float32 of a number."""
+        """Every attribute of all manifest rows that is not hidden: codes (-1 unknown), or float32."""
         attributes = {}
-        for name in self.manifest.columns.drop(["y", "domain", "split"], errors="ignore"):
+        for name in self.manifest.columns.drop(["y", "domain", "split", *self.hidden], errors="ignore"):
             column = self.manifest[name]
             if isinstance(column.dtype, pd.CategoricalDtype):
                 attributes[name] = torch.from_numpy(column.cat.codes.to_numpy(np.int64, copy=True))
@@ -117,7 +122,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (16 digits) over every column's names and values."""
+        """SHA-256 (16 digits) over every column's names and values, and the targets beside them."""
         sha = hashlib.sha256()
         for name in self.manifest.columns:
             column = self.manifest[name]
@@ -129,6 +134,8 @@ class Dataset:
                 sha.update(np.ascontiguousarray(column.to_numpy()).tobytes())
             else:
                 sha.update("\0".join(map(str, column)).encode())
+        if self.targets is not None:
+            sha.update(np.ascontiguousarray(self.targets.numpy()).tobytes())
         return sha.hexdigest()[:16]
 
 

@@ -31,7 +31,11 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Imag
     folder = Path(argument).expanduser()
     listing = list_images(folder)
     dataset = image_dataset(
-        folder.resolve().name, folder, _manifest(listing), options, files=[file for _, _, file in listing]
+        folder.resolve().name,
+        folder,
+        manifest_of_listing(listing),
+        options,
+        files=[file for _, _, file in listing],
     )
     _refuse_empty(folder, dataset.manifest)
     return dataset
@@ -105,7 +109,8 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + more
 
 
-def _manifest(listing: Listing) -> pd.DataFrame:
+def manifest_of_listing(listing: Listing) -> pd.DataFrame:
+    """``y``, ``domain`` and ``path`` of every image, categories sorted."""
     domains, classes = sorted({row[0] for row in listing}), sorted({row[1] for row in listing})
     return pd.DataFrame(
         {

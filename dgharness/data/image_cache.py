@@ -26,7 +26,7 @@ from dgharness.errors import UsageError
 
 FORMAT = 1  # raise it when the same files would be decoded to other pixels
 CHUNK = 256  # images decoded before they are written: bounds the memory when the disk is slow
-Fit = Literal["squash", "crop"]
+Fit = Literal["squash", "crop", "squash-crop", "centre"]
 THREADS = min(8, os.cpu_count() or 1)
 
 log = logging.getLogger(__name__)
@@ -140,12 +140,25 @@ def _decode(path: Path, size: int, fit: Fit) -> np.ndarray | str:
 
 def _fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     if fit == "squash":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
-    scale = size * 256 / 224 / min(image.size)
+        return _resized(image, size, size)
+    if fit == "centre":
+        return _resized(_centre(image, min(image.size)), size, size)
+    enlarged = size * 256 / 224
+    if fit == "squash-crop":
+        return _centre(_resized(image, int(enlarged), int(enlarged)), size)
+    scale = enlarged / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + size, top + size))
+    return _centre(_resized(image, width, height), size)
+
+
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    # Half pixels are rounded as torchvision's CenterCrop rounds them.
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _unreadable_sentence(folder: Path, images: Sequence[ImageFile], unreadable: dict[int, str]) -> str:

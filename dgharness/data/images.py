@@ -65,11 +65,14 @@ def image_dataset(
 ) -> Dataset:
     """A dataset of the images at ``manifest["path"]``, relative to ``root``.
 
-    ``fit`` squashes to a square, or crops one from the centre after the shorter side was brought to 256/224
-    of it. Paths that leave the root, missing files and unreadable images are UsageErrors that name the row.
+    ``fit`` makes a square of an image: ``squash`` ignores its proportions, ``centre`` takes the largest one
+    in its middle, ``crop`` one from its middle after the shorter side was brought to 256/224 of it, and
+    ``squash-crop`` the same after both sides were. Paths that leave the root, missing files and unreadable
+    images are UsageErrors that name the row.
     The column ``bytes`` is added: it lets the digest notice a file that was replaced under its old name.
     """
     files = image_files(root, manifest["path"].tolist()) if files is None else files
+    augmentation = fields.pop("augment", augment)
     manifest = manifest.assign(bytes=np.array([file.bytes for file in files], dtype=np.int64))
     pixels = decoded(
         root, files, options.size, options.cache_dir or default_cache_dir(), options.skip_unreadable, fit
@@ -86,7 +89,7 @@ def image_dataset(
         profile="large",
         defaults=defaults,
         prepare=fields.pop("prepare", standardise),
-        augment=fields.pop("augment", augment) if options.augment else None,
+        augment=augmentation if options.augment else None,
         **fields,
     )
 

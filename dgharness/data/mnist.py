@@ -1,4 +1,4 @@
-"""MNIST from the files that torchvision keeps under ROOT/MNIST/raw."""
+"""MNIST, and what has its format, from the files that torchvision keeps under ROOT/MNIST/raw."""
 
 from __future__ import annotations
 
@@ -28,21 +28,24 @@ class MnistOptions(Hparams):
     """Fetch the files into the data root when they are missing."""
 
 
-def read_mnist(name: str, root: Path | None, download: bool = False) -> tuple[Tensor, Tensor]:
-    """Images [70000, 28, 28] as uint8 and digits [70000]: the training part, then the test part.
+def read_mnist(
+    name: str, root: Path | None, download: bool = False, family: str = "MNIST"
+) -> tuple[Tensor, Tensor]:
+    """Images [70000, 28, 28] as uint8 and labels [70000]: the training part, then the test part.
 
-    ``name`` is the dataset that asks, for the messages. Missing or damaged files are a UsageError.
+    ``name`` is the dataset that asks, for the messages; ``family`` may be ``FashionMNIST``, whose files are
+    of the same names and sizes. Missing or damaged files are a UsageError.
     """
     if root is None:
         raise UsageError(
-            f"{name} needs --data-root DIR with MNIST's files in DIR/MNIST/raw: {', '.join(FILES)}"
+            f"{name} needs --data-root DIR with {family}'s files in DIR/{family}/raw: {', '.join(FILES)}"
         )
-    raw = root / "MNIST" / "raw"
+    raw = root / family / "raw"
     if download and _missing(raw):
-        _download(name, root)
+        _download(name, root, family)
     if missing := _missing(raw):
         raise UsageError(
-            f"{name} misses {', '.join(missing)} in {raw}; put MNIST's files there, unpacked, "
+            f"{name} misses {', '.join(missing)} in {raw}; put {family}'s files there, unpacked, "
             "or allow the download with --set data.download=true"
         )
     train_images, train_labels, test_images, test_labels = (
@@ -65,14 +68,14 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return content[header:].reshape(shape)
 
 
-def _download(name: str, root: Path) -> None:
-    from torchvision.datasets import MNIST
+def _download(name: str, root: Path, family: str) -> None:
+    from torchvision import datasets
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torchvision prints; stdout is for data
-            MNIST(str(root), download=True)
+            getattr(datasets, family)(str(root), download=True)
     except (OSError, RuntimeError) as error:  # the network is an OSError, a damaged file a RuntimeError
         raise UsageError(
             f"{name} could not be downloaded to {root} ({' '.join(str(error).split())}); "
-            f"put {', '.join(FILES)} into {root / 'MNIST' / 'raw'}"
+            f"put {', '.join(FILES)} into {root / family / 'raw'}"
         ) from error

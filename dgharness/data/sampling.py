@@ -5,7 +5,7 @@ Shapes: E rows of a batch, B examples per row, M rows of the manifest, L rows th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgharness.data.wilds_sampling import epoch_length, group_batches, uniform_epoch
 from dgharness.errors import UsageError, did_you_mean
-from dgharness.seeds import generator
+from dgharness.seeds import generator, seed_hash
 
 BatchSize = int | Literal["all"]
 Draw = Callable[[int], Tensor]
@@ -26,7 +27,7 @@ class Sampler:
     """``draw(t)`` is the index_EB of manifest rows after t updates; the same t, the same rows."""
 
     draw: Draw
-    rows: Literal["domains", "groups", "mixed"]  # what a row of the batch is
+    rows: Literal["domains", "groups", "drawn", "mixed"]  # what a row is; drawn: a domain or group anew
 
 
 def make_sampler(
@@ -36,8 +37,11 @@ def make_sampler(
     group_M: Tensor,
     batch_size: BatchSize,
     trial_seed: int,
+    rows: int | None = None,
 ) -> Sampler:
     """The sampler of that name over the training rows of each domain.
+
+    ``rows`` are the rows of a batch, by default one for every domain or group.
 
     - ``by-domain``: a row per domain, ``batch_size`` draws with replacement (DomainBed's). "all" takes as
       many as the smallest domain has: all of that one, a fresh subset without replacement of the others.
@@ -46,8 +50,14 @@ def make_sampler(
     - ``balanced``: one row of that size, with replacement: every group is equally likely, and within it
       every class that it holds.
     - ``full``: one row of everything.
+    - ``wilds-group``: a row per group of a draw of groups, as WILDS' group loader has it: mostly without
+      replacement, so that an epoch of batches has as many examples as there are.
+    - ``wilds-uniform``: one row, with replacement: every group is equally likely, as in the loader that WILDS
+      has for GroupDRO. Its standard loader is ``pooled``.
 
-    Examples of unknown group (-1) take no part in ``by-group`` and ``balanced``.
+    With fewer ``rows`` than there are domains or groups, ``by-domain`` and ``by-group`` draw so many
+    different ones at each step. Where there is one row, it is ``batch_size`` times ``rows`` long. Examples of
+    unknown group (-1) take no part where groups are drawn.
     """
     if name not in SAMPLERS:
         raise UsageError(f"there is no sampler {name!r}; {did_you_mean(name, SAMPLERS)}")
@@ -56,7 +66,7 @@ def make_sampler(
     pools = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)) for rows in rows_by_domain]
     if empty := [number for number, pool in enumerate(pools) if not len(pool)]:
         raise UsageError(f"training domain number {empty[0]} has no examples; leave it out")
-    return SAMPLERS[name](Pools(pools, targets_M.cpu(), group_M.cpu()), batch_size, trial_seed)
+    return SAMPLERS[name](Pools(pools, targets_M.cpu(), group_M.cpu(), rows), batch_size, trial_seed)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class Pools:
     domains: list[Tensor]
     targets_M: Tensor
     group_M: Tensor
+    rows: int | None = None  # of a batch
 
     @property
     def rows_L(self) -> Tensor:
@@ -73,34 +84,61 @@ class Pools:
 
     def one_row(self, batch_size: BatchSize) -> int:
         """Examples per step of a batch of one row: as many as by-domain takes, or everything."""
-        return len(self.rows_L) if batch_size == "all" else batch_size * len(self.domains)
+        return len(self.rows_L) if batch_size == "all" else batch_size * (self.rows or len(self.domains))
+
+    def drawn(self, what: str, available: int) -> int:
+        """How many of the domains or groups take part in a step."""
+        if self.rows is not None and self.rows > available:
+            raise UsageError(
+                f"train.rows={self.rows} asks for more different {what} in a batch than training has: there "
+                f"are {available}"
+            )
+        return self.rows or available
 
 
 def _by_domain(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
-    return Sampler(_rowwise(pools.domains, batch_size, seed), "domains")
+    return _rowwise(pools.domains, "domains", pools, batch_size, seed)
 
 
 def _by_group(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
-    return Sampler(_rowwise(_by_value(pools.rows_L, pools.group_M), batch_size, seed), "groups")
+    return _rowwise(_by_value(pools.rows_L, pools.group_M), "groups", pools, batch_size, seed)
 
 
 def _pooled(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
-    rows_L, per_step = pools.rows_L, pools.one_row(batch_size)
+    rows_L = pools.rows_L
 
-    @lru_cache(maxsize=2)
     def epoch(number: int) -> Tensor:
         return rows_L[torch.randperm(len(rows_L), generator=generator(seed, "order", number))]
 
-    def draw(t: int) -> Tensor:
-        # Epochs follow one another without a gap, so a batch may span the end of one.
-        first, last = t * per_step, (t + 1) * per_step
-        parts = []
-        for number in range(first // len(rows_L), (last - 1) // len(rows_L) + 1):
-            start = number * len(rows_L)
-            parts.append(epoch(number)[max(first - start, 0) : last - start])
-        return torch.cat(parts)[None]
+    return Sampler(_in_epochs(epoch, len(rows_L), pools.one_row(batch_size)), "mixed")
 
-    return Sampler(draw, "mixed")
+
+def _wilds_uniform(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    rows_L = torch.cat(_by_value(pools.rows_L, pools.group_M)).sort().values
+    _, group_L = pools.group_M[rows_L].unique(return_inverse=True)
+
+    def epoch(number: int) -> Tensor:
+        return rows_L[uniform_epoch(group_L, _wilds_seed(seed, number))]
+
+    return Sampler(_in_epochs(epoch, len(rows_L), pools.one_row(batch_size)), "mixed")
+
+
+def _wilds_group(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
+    groups = _by_value(pools.rows_L, pools.group_M)
+    rows_L = torch.cat(groups).sort().values
+    group_L, rows = pools.group_M[rows_L].numpy(), pools.drawn("groups", len(groups))
+    size = min(map(len, groups)) if batch_size == "all" else batch_size
+    per_epoch = epoch_length(len(rows_L), rows * size)
+
+    @lru_cache(maxsize=2)
+    def epoch(number: int) -> Callable[[int], np.ndarray]:
+        return _remembered(group_batches(group_L, rows, size, _wilds_seed(seed, number)))
+
+    def draw(t: int) -> Tensor:
+        number, place = divmod(t, per_epoch)
+        return rows_L[torch.from_numpy(epoch(number)(place))].view(rows, size)
+
+    return Sampler(draw, "drawn")
 
 
 def _balanced(pools: Pools, batch_size: BatchSize, seed: int) -> Sampler:
@@ -134,19 +172,31 @@ SAMPLERS: dict[str, Callable[[Pools, BatchSize, int], Sampler]] = {
     "pooled": _pooled,
     "balanced": _balanced,
     "full": _full,
+    "wilds-group": _wilds_group,
+    "wilds-uniform": _wilds_uniform,
 }
 
 
-def _rowwise(pools: list[Tensor], batch_size: BatchSize, seed: int) -> Draw:
-    if batch_size == "all":
-        return _smallest_size(pools, seed)
-    take, row_E1 = _with_replacement(pools), torch.arange(len(pools))[:, None]
+def _rowwise(
+    rows_of: list[Tensor], what: Literal["domains", "groups"], pools: Pools, batch_size: BatchSize, seed: int
+) -> Sampler:
+    available, rows = len(rows_of), pools.drawn(what, len(rows_of))
+    if rows == available and batch_size == "all":
+        return Sampler(_smallest_size(rows_of, seed), what)
+    size = min(map(len, rows_of)) if batch_size == "all" else batch_size
+    take, all_E = _with_replacement(rows_of), torch.arange(available)
 
     def draw(t: int) -> Tensor:
         stream = generator(seed, "order", t)
-        return take(row_E1, torch.rand(len(pools), batch_size, generator=stream, dtype=torch.float64))
+        # In the order of the domains or groups, as where all of them take part.
+        row_E = (
+            all_E if rows == available else torch.randperm(available, generator=stream)[:rows].sort().values
+        )
+        if batch_size == "all":
+            return torch.stack([_subset(rows_of[row], size, stream) for row in row_E.tolist()])
+        return take(row_E[:, None], torch.rand(rows, size, generator=stream, dtype=torch.float64))
 
-    return draw
+    return Sampler(draw, what if rows == available else "drawn")
 
 
 def _smallest_size(pools: list[Tensor], seed: int) -> Draw:
@@ -157,14 +207,45 @@ def _smallest_size(pools: list[Tensor], seed: int) -> Draw:
 
     def draw(t: int) -> Tensor:
         stream = generator(seed, "order", t)
-        return torch.stack(
-            [
-                pool if len(pool) == size else pool[torch.randperm(len(pool), generator=stream)[:size]]
-                for pool in pools
-            ]
-        )
+        return torch.stack([_subset(pool, size, stream) for pool in pools])
 
     return draw
+
+
+def _subset(pool: Tensor, size: int, stream: torch.Generator) -> Tensor:
+    return pool if len(pool) == size else pool[torch.randperm(len(pool), generator=stream)[:size]]
+
+
+def _in_epochs(epoch: Callable[[int], Tensor], length: int, per_step: int) -> Draw:
+    """One row a step out of epochs that follow one another without a gap: it may span the end of one."""
+    epoch = lru_cache(maxsize=2)(epoch)
+
+    def draw(t: int) -> Tensor:
+        first, last = t * per_step, (t + 1) * per_step
+        parts = []
+        for number in range(first // length, (last - 1) // length + 1):
+            start = number * length
+            parts.append(epoch(number)[max(first - start, 0) : last - start])
+        return torch.cat(parts)[None]
+
+    return draw
+
+
+def _remembered(batches: Iterator[np.ndarray]) -> Callable[[int], np.ndarray]:
+    """What comes at a place, drawn when it is first asked for."""
+    seen: list[np.ndarray] = []
+
+    def at(place: int) -> np.ndarray:
+        while len(seen) <= place:
+            seen.append(next(batches))
+        return seen[place]
+
+    return at
+
+
+def _wilds_seed(trial_seed: int, epoch: int) -> int:
+    """The first epoch is that of WILDS under the trial's seed; every later one has a stream of its own."""
+    return seed_hash(trial_seed, "order", epoch) if epoch else trial_seed
 
 
 def _with_replacement(pools: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -177,9 +258,10 @@ def _with_replacement(pools: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]
 
 def _by_value(rows_L: Tensor, column_M: Tensor) -> list[Tensor]:
     """The rows apart by the value of a column, without those of unknown value (-1)."""
-    apart = [rows_L[column_M[rows_L] == value] for value in column_M[rows_L].unique() if value >= 0]
-    if not apart:
+    known_L = rows_L[column_M[rows_L] >= 0]
+    if not len(known_L):
         raise UsageError(
             "the training examples have no known group; use the sampler by-domain, pooled or full"
         )
-    return apart
+    value_L, order_L = column_M[known_L].sort(stable=True)
+    return list(known_L[order_L].split(value_L.unique_consecutive(return_counts=True)[1].tolist()))

@@ -1,6 +1,7 @@
 """What the outputs of a model mean: their loss, what is predicted, and how right it is.
 
-Shapes: N examples, C outputs, T labels of one example; the losses take any leading dimensions [...].
+Shapes: N examples, C outputs, T labels of one example, L places of a sequence, V tokens of a vocabulary; the
+losses take any leading dimensions [...].
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dgharness.errors import UsageError
 
 Judge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -50,6 +53,21 @@ def multilabel(outputs: int) -> Task:
         binary_cross_entropy,
         lambda logits: (logits > 0).to(logits.dtype),
         judge=judge_labels,
+    )
+
+
+def tokens(vocabulary: int) -> Task:
+    """A token for every place of a sequence, NaN where none is asked for: cross-entropy, arg-max.
+
+    What evaluation keeps is [N, L, 2]: the token that is predicted, and its loss.
+    """
+    return Task(
+        "tokens",
+        vocabulary,
+        token_cross_entropy,
+        lambda logits: logits.argmax(-1),
+        judge=judge_tokens,
+        keep=keep_tokens,
     )
 
 
@@ -95,3 +113,37 @@ def judge_labels(logits_NT: Tensor, targets_NT: Tensor) -> tuple[Tensor, Tensor]
     right_NT = ((logits_NT > 0) == (targets_NT > 0.5)) & known_NT
     loss_N = binary_cross_entropy(logits_NT, targets_NT.double())
     return right_NT.sum(-1).double() / count_N, torch.where(count_N > 0, loss_N, torch.nan)
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over the known tokens of each example, of [..., L, V] and [..., L]; 0 without any.
+
+    >>> token_cross_entropy(torch.zeros(1, 2, 4), torch.tensor([[3.0, torch.nan]]))
+    tensor([1.3863])
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise UsageError(
+            f"the task tokens needs outputs [{targets.shape[-1]}, vocabulary] of each example, and this model "
+            f"gives {list(logits.shape[targets.dim() - 1 :])}; choose the model code-gpt"
+        )
+    known = ~targets.isnan()
+    loss = cross_entropy(logits, targets.nan_to_num().long())
+    return (loss * known).sum(-1) / known.sum(-1).clamp(min=1)
+
+
+def keep_tokens(logits_NLV: Tensor, targets_NL: Tensor) -> Tensor:
+    """The predicted token and the loss at every place, [N, L, 2]; the loss is NaN where no token is known."""
+    loss_NL = cross_entropy(logits_NLV.float(), targets_NL.nan_to_num().long())
+    predicted_NL = logits_NLV.argmax(-1).to(loss_NL.dtype)
+    return torch.stack([predicted_NL, torch.where(targets_NL.isnan(), torch.nan, loss_NL)], dim=-1)
+
+
+def judge_tokens(kept_NL2: Tensor, targets_NL: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of the known tokens of each example that is right, and their mean cross-entropy.
+
+    >>> judge_tokens(torch.tensor([[[7.0, 0.5], [3.0, 1.5]]]), torch.tensor([[7.0, 4.0]]))
+    (tensor([0.5000], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+    known_NL = ~targets_NL.isnan()
+    right_NL = (kept_NL2[..., 0] == targets_NL) & known_NL
+    return right_NL.sum(-1).double() / known_NL.sum(-1), kept_NL2[..., 1].double().nanmean(-1)

@@ -6,13 +6,11 @@ layer, the classifier included; two hidden layers of width 390 in its Colored MN
 
 from __future__ import annotations
 
-import math
-
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from dgharness.hparams import Annotated, Choice, Hparams, Structural
-from dgharness.models.model import DropoutRate, ModelSpec
+from dgharness.models.model import DropoutRate, ModelSpec, flat_size
 
 
 class MLPOptions(Hparams):
@@ -32,7 +30,7 @@ def _xavier_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _featurizer(input_shape: tuple[int, ...], options: MLPOptions) -> tuple[nn.Module, int]:
-    width = math.prod(input_shape)
+    width = flat_size("mlp", input_shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(options.depth):
         layers += [_xavier_linear(width, options.width), nn.ReLU()]

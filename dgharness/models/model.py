@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -13,6 +14,7 @@ from dgharness.errors import UsageError
 from dgharness.hparams import Hparams
 from dgharness.plugin import API_VERSION
 from dgharness.seeds import seeded
+from dgharness.step import TokenShape
 
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -75,9 +77,27 @@ def image_channels(model: str, input_shape: tuple[int, ...]) -> int:
     >>> image_channels("mnist-cnn", (2, 28, 28))
     2
     """
+    _refuse_text(model, input_shape)
     if len(input_shape) != 3:
         raise UsageError(
             f"the model {model} takes images [channels, height, width], but an example of this dataset has "
             f"shape {list(input_shape)}; choose the model mlp or linear"
         )
     return input_shape[0]
+
+
+def flat_size(model: str, input_shape: tuple[int, ...]) -> int:
+    """How many numbers an example is, or a UsageError when it is a text.
+
+    >>> flat_size("mlp", (2, 28, 28))
+    1568
+    """
+    _refuse_text(model, input_shape)
+    return math.prod(input_shape)
+
+
+def _refuse_text(model: str, input_shape: tuple[int, ...]) -> None:
+    if isinstance(input_shape, TokenShape):
+        raise UsageError(
+            f"the model {model} takes numbers, and this dataset is text; --set model.name=distilbert"
+        )

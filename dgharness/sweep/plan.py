@@ -8,7 +8,10 @@ from itertools import combinations
 from typing import Any
 
 from dgharness import registry
-from dgharness.config import RunConfig, compose, merge
+from dgharness.config import ProtocolConfig, RunConfig, compose, merge
+from dgharness.data.dataset import Dataset
+from dgharness.data.protocols import OWN_SPLIT
+from dgharness.data.temporal import future, streaming
 from dgharness.errors import NotApplicable, UsageError
 from dgharness.training.prepare import Prepared, load_dataset, prepare
 
@@ -55,6 +58,8 @@ def plan(
 
     ``algorithms`` may be names, patterns or ``all``. Without targets each domain is held out in turn, or
     those of the dataset's official split together.
+    Under the protocol temporal one run is tested on the whole future, or with ``protocol.horizon`` there is a
+    run for each cut (``data.temporal.streaming``).
     Pairs of targets are planned only when a rule asks for them, each unordered pair once. What leaves a
     method too few training domains is kept as not applicable, with the reason; where nothing is left to run
     that is a UsageError.
@@ -66,12 +71,10 @@ def plan(
     _refuse_what_is_swept(base, names)
     rules = [registry.load("selection", name) for name in base.selection.rules]
     dataset = load_dataset(base.data, base.execution.data_root, 0)
-    held_out: list[tuple[str, ...]] = [(target,) for target in dict.fromkeys(targets or dataset.domains)]
-    if (base.protocol.name or dataset.defaults.protocol) == "official":
-        held_out = [tuple(targets)]  # the split says what is held out; its other targets are refused
-    elif any(rule.pairs for rule in rules):
-        singles = {target for held in held_out for target in held}
-        held_out += [pair for pair in combinations(dataset.domains, 2) if singles & set(pair)]
+    protocol = base.protocol.name or dataset.defaults.protocol
+    held_out = _held_out(base.protocol, protocol, dataset, targets, any(rule.pairs for rule in rules))
+    # Where they chose the targets they have done their work; beside others they are a mistake, and stay.
+    done = {"cut": None, "horizon": None} if protocol == "temporal" and not targets else {}
     jobs = []
     for trial_seed in range(trials):
         for hparams_seed in range(hparams_seeds):
@@ -79,7 +82,7 @@ def plan(
                 for held in held_out:
                     swept = {
                         "algorithm": name,
-                        "protocol": {"targets": list(held)},
+                        "protocol": {"targets": list(held), **done},
                         "hparams_seed": hparams_seed,
                         "trial_seed": trial_seed,
                     }
@@ -91,6 +94,25 @@ def plan(
         reasons = dict.fromkeys(job.not_applicable for job in jobs)
         raise UsageError(f"nothing of this sweep can run: {'; '.join(reasons)}")
     return jobs
+
+
+def _held_out(
+    given: ProtocolConfig, protocol: str, dataset: Dataset, targets: Sequence[str], pairs: bool
+) -> list[tuple[str, ...]]:
+    """The targets of each run of one algorithm, draw and trial."""
+    if protocol in OWN_SPLIT:
+        return [tuple(targets)]  # the split says what is held out; its other targets are refused
+    if protocol == "temporal":
+        if targets:
+            return [tuple(targets)]
+        if given.horizon:
+            return streaming(dataset, given.horizon, given.cut)
+        return [future(dataset, given.cut)]
+    singles = dict.fromkeys(targets or dataset.domains)
+    held_out: list[tuple[str, ...]] = [(target,) for target in singles]
+    if pairs:
+        held_out += [pair for pair in combinations(dataset.domains, 2) if set(singles) & set(pair)]
+    return held_out
 
 
 def _refuse_what_is_swept(base: RunConfig, names: Sequence[str]) -> None:

@@ -11,8 +11,9 @@ from dgharness.data.dataset import Dataset
 from dgharness.data.groups import Grouping
 from dgharness.data.protocols import Splits
 from dgharness.data.source import TrainingSource
-from dgharness.errors import NotApplicable
+from dgharness.errors import NotApplicable, UsageError
 from dgharness.plugin import Needs, Stage
+from dgharness.step import TokenShape
 
 
 def check_needs(
@@ -36,7 +37,7 @@ def unmet(
             f"at least {needs.min_domains} training domains, and this split leaves {len(domains)} "
             f"({', '.join(domains)})"
         )
-    mixed = config.train.sampler in ("pooled", "balanced", "full")
+    mixed = config.train.sampler in ("pooled", "balanced", "full", "wilds-uniform")
     if mixed and (needs.domain_rows or needs.min_domains > 1):
         missing.append(f"rows of one domain each, and the sampler {config.train.sampler} mixes them")
     if needs.groups and (train_grouping.group_M < 0).all() and not finds_domains:
@@ -45,6 +46,8 @@ def unmet(
         missing.append(f"a task of {' or '.join(needs.tasks)}, and {dataset.name} is {dataset.task.name}")
     if needs.unlabeled and "unlabeled" not in splits.rows:
         missing.append(f"unlabeled data, which {dataset.name} under {config.protocol.name} does not provide")
+    if needs.one_tensor and isinstance(dataset.input_shape, TokenShape):
+        missing.append(f"inputs of one tensor, and {dataset.name} is text")
     absent = [view for view in needs.views if view not in dataset.views]
     if absent:
         missing.append(f"the augmented views {', '.join(absent)}, which {dataset.name} does not offer")
@@ -62,6 +65,20 @@ def check_stages(name: str, stages: Sequence[Stage], steps: int) -> None:
         raise NotApplicable(
             f"{name} cannot run here: its stages ({before}) take {taken} updates, and train.steps={steps} "
             f"leaves none for the last, {stages[-1].name}; raise train.steps or shorten them"
+        )
+
+
+def check_consistency(config: RunConfig, dataset: Dataset) -> None:
+    """Transformation consistency is that of classes predicted from images."""
+    asked = config.selection.consistency
+    if asked and (dataset.task.name != "classification" or len(dataset.input_shape) != 3):
+        raise UsageError(
+            f"selection.consistency.{next(iter(asked))} is measured on classified images, and {dataset.name} "
+            f"is {dataset.task.name} of examples of shape {list(dataset.input_shape)}; leave it out"
+        )
+    if asked.get("scale", 0) >= 100:
+        raise UsageError(
+            f"selection.consistency.scale={asked['scale']:g} leaves no image; give less than 100"
         )
 
 

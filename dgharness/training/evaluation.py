@@ -20,6 +20,7 @@ from dgharness.data.dataset import Dataset, Reader
 from dgharness.data.groups import Grouping
 from dgharness.data.source import batches
 from dgharness.errors import UsageError
+from dgharness.metrics.consistency import Kind, consistency
 from dgharness.metrics.regression import RegressionScores, score_regression
 from dgharness.metrics.scores import Scores, score, score_examples
 from dgharness.plugin import Predictor, Source, TTASpec
@@ -98,6 +99,17 @@ class Evaluator:
         query_N[order[: int(getattr(adapt, "support", 0))]] = False
         return Adapted(torch.empty_like(outputs).index_copy_(0, order, outputs), query_N)
 
+    def consistency(self, predictor: Predictor, rows: np.ndarray, kind: Kind, amount: float) -> float:
+        """Share of the transformed copies of the rows' images that are predicted as the images are."""
+
+        def predicted(x: Tensor) -> Tensor:
+            return self.dataset.task.predict(predictor.classify(predictor.features(x)))
+
+        same = self._mapped(
+            lambda x: consistency(predicted, x, kind, amount), rows, lambda outputs, targets: outputs
+        )
+        return torch.cat(same).mean().item()
+
     def scores(self, logits_NC: Tensor, rows: np.ndarray) -> Scores | RegressionScores:
         """Every metric of some rows' outputs."""
         index, dataset = torch.from_numpy(rows), self.dataset
@@ -122,7 +134,7 @@ class Evaluator:
     def _mapped(
         self, fn: Callable[[Any], Tensor], rows: np.ndarray, keep: Callable[[Tensor, Tensor], Tensor]
     ) -> list[Tensor]:
-        size, targets_M = BATCH[self.dataset.profile], self.dataset.targets_M
+        size, targets_M = self.dataset.eval_batch or BATCH[self.dataset.profile], self.dataset.targets_M
         parts = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).split(size)
         with torch.no_grad(), self._autocast():
             return [

@@ -13,8 +13,10 @@ import yaml
 import dgharness
 from dgharness import registry
 from dgharness.config import compose
+from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
+from dgharness.training.epochs import in_updates
 from dgharness.training.prepare import Prepared
 
 
@@ -72,9 +74,13 @@ def shared_settings(prepared: Prepared) -> dict[str, str]:
     Left out is what differs by design: targets and seeds, what a random draw decides, what an algorithm's
     own methods are, and how results are chosen and stored.
     """
-    named = ("protocol.targets", "data.name", "model.name", "train.log_every")
+    named: tuple[str, ...] = ("protocol.targets", "data.name", "model.name", "train.log_every")
     drawn = ("optimizer.lr", "optimizer.weight_decay", "train.batch_size", "model.dropout")
     settings = flat(without_later_fields(prepared.config, prepared.options))
+    if prepared.config.train.epochs is not None:  # which say the same, and differ by target
+        named += ("train.steps", "train.eval_every")
+    if prepared.config.optimizer.decay_epochs is not None:
+        named += ("optimizer.decay_every",)
     if settings["train.sampler"] == prepared.algorithm.sampler:
         # The algorithm's own exception, which dg.uses names.
         settings["train.sampler"] = prepared.dataset.defaults.sampler
@@ -99,13 +105,18 @@ def deviations(prepared: Prepared) -> list[str]:
             "hparams_seed": config.hparams_seed,
             "trial_seed": config.trial_seed,
             "data": {"name": config.data.name},
-            "protocol": {"targets": list(config.protocol.targets)},
+            "protocol": {"targets": list(config.protocol.targets), "cut": None, "horizon": None},
             "plugins": list(config.plugins),
         },
     )
     published, _ = resolve(as_published, prepared.dataset, prepared.algorithm, prepared.model.options)
+    published = in_updates(
+        published, as_published.train, prepared.dataset, prepared.splits, prepared.train_grouping
+    )
     theirs, ours = flat(published), flat(config)
-    return [
+    written_for = preset_tree(config.preset).get("data", {}).get("name", config.data.name)
+    elsewhere = written_for != config.data.name
+    return [f"data.name {config.data.name} (preset: {written_for})"] * elsewhere + [
         f"{key} {ours.get(key, 'unset')} (preset: {theirs.get(key, 'unset')})"
         for key in sorted(theirs.keys() | ours.keys())
         if theirs.get(key) != ours.get(key) and not key.startswith(("selection.", "tta.", "averaging."))

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dgharness.hparams import Annotated, Hparams, Structural
+from dgharness.hparams import Annotated, Hparams, Neutral, Structural
 
 HEAD = "model.classifier."  # the parameters that ``head_lr_multiplier`` is about
 
@@ -39,6 +39,8 @@ class OptimizerConfig(Hparams):
     """Updates over which the learning rate rises linearly to its full value."""
     decay_every: Annotated[PositiveInt, Structural] = 1000
     """Updates between two decays of the step schedule."""
+    decay_epochs: Annotated[PositiveFloat | None, Structural, Neutral(None)] = None
+    """Passes over the training data between two decays, in place of decay_every."""
     decay_factor: Annotated[PositiveFloat, Structural] = 0.1
     """What one decay of the step schedule multiplies the learning rate by."""
     clip_norm: Annotated[NonNegativeFloat, Structural] = 0.0

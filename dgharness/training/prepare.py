@@ -22,7 +22,8 @@ from dgharness.models.model import ModelSpec
 from dgharness.plugin import AlgorithmSpec
 from dgharness.resolution import Options, config_hash, resolve
 from dgharness.selection.rule import Rule
-from dgharness.training.checks import check_needs, check_stages
+from dgharness.training.checks import check_consistency, check_needs, check_stages
+from dgharness.training.epochs import in_updates
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def prepare(config: RunConfig) -> Prepared:
     dataset = load_dataset(config.data, config.execution.data_root, config.trial_seed)
     model = algorithm.model or registry.load("models", config.model.name or dataset.defaults.model)
     rules = tuple(registry.load("selection", name) for name in config.selection.rules)
+    asked = config.train
     config, options = resolve(
         config.model_copy(update={"tta": config.tta.model_copy(update={"name": tta_name})}),
         dataset,
@@ -98,8 +100,15 @@ def prepare(config: RunConfig) -> Prepared:
     )
     if any(stage.split == "val" for stage in algorithm.stages(options.hp)):
         splits = halved_validation(splits)
+    if seen := set(config.data.train_groups) & set(dataset.hidden):
+        raise UsageError(
+            f"data.train_groups names {min(seen)!r}, which this configuration of {dataset.name} hides from "
+            "training; leave it out or take the dataset's other configuration"
+        )
     train_grouping = training_groups(grouping(dataset.manifest, config.data.train_groups), splits)
     metric_groups(dataset.manifest, config.data.groups)
+    config = in_updates(config, asked, dataset, splits, train_grouping)
+    check_consistency(config, dataset)
     check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
     check_stages(config.algorithm, algorithm.stages(options.hp), config.train.steps or 0)
     if tta:

@@ -193,6 +193,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
             source.group_M,
             config.train.batch_size or 1,
             config.trial_seed,
+            config.train.rows,
         )
         for stage in learner.stages
         for name in [stage.sampler or config.train.sampler]

@@ -37,6 +37,7 @@ def score_target(run: Run, t: int, predictor: Predictor) -> Scored:
     ``test/...`` is what the configured run predicts. With a test-time method the unadapted scores stand
     beside it as ``test_unadapted/...`` and, where it sets examples apart to adapt on, those of the other
     examples as ``test_query/...``; ``val_adapted/...`` is what its hyperparameters were chosen by.
+    ``test/consistency/...`` is that of the predictor before any adaptation.
     """
     evaluator, adaptation = run.evaluator, _adaptation(run)
     outputs: dict[str, torch.Tensor] = {}
@@ -56,6 +57,9 @@ def score_target(run: Run, t: int, predictor: Predictor) -> Scored:
             and evaluator.dataset.task.name == "classification"
         ):
             sealed.update(head_scores(run, predictor, plain))
+        if split == "test":
+            for kind, amount in run.config.selection.consistency.items():
+                sealed[f"test/consistency/{kind}"] = evaluator.consistency(predictor, rows, kind, amount)
         if adaptation:
             sealed.update(evaluator.scores(plain, rows).flat(f"{split}_unadapted"))
             adapted = adaptation.outputs(predictor, run.splits.rows[split], chosen.hp)
@@ -147,14 +151,17 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
 def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, torch.Tensor]) -> None:
     """Outputs of validation and target rows as ``predictions-STEP.parquet``, within the stated size.
 
-    Half precision: any metric can be computed again from them.
+    Any metric can be computed again from them: logits in half precision, and what the task keeps in their
+    place in single, since it may hold numbers of tokens or places in an image.
     """
     import pandas as pd
 
-    dataset, frames, bytes_per_output = run.evaluator.dataset, [], 2
+    dataset, frames = run.evaluator.dataset, []
+    one = test["test"][0]  # of one example; all splits are alike
+    dtype = torch.float16 if one.dim() == 1 else torch.float32
     for split in ("val", *target_splits(run)):
         rows = all_rows(run.splits.rows[split])
-        size = len(rows) * dataset.task.outputs * bytes_per_output
+        size = len(rows) * one.numel() * dtype.itemsize
         if size > run.config.selection.predictions_mb * 2**20:
             run.progress.say(f"outputs of {split} are not stored: {size / 2**20:.0f} MB is over the limit")
             continue
@@ -168,10 +175,17 @@ def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, 
             "row": rows,
             "split": split,
             "domain": dataset.manifest["domain"].iloc[rows].astype(str).to_numpy(),
-            "y": dataset.targets_M[torch.from_numpy(rows)].numpy(),
         }
-        for output in range(dataset.task.outputs):
-            columns[f"logit_{output}"] = logits[:, output].half().numpy()
+        targets = dataset.targets_M[torch.from_numpy(rows)]
+        if targets.dim() == 1:
+            columns["y"] = targets.numpy()
+        else:
+            columns |= {
+                f"y_{label}": of_all.numpy() for label, of_all in enumerate(targets.flatten(1).unbind(1))
+            }
+        name = "logit" if one.dim() == 1 else "kept"
+        for output, of_all in enumerate(logits.flatten(1).to(dtype).unbind(1)):
+            columns[f"{name}_{output}"] = of_all.numpy()
         frames.append(pd.DataFrame(columns))
     if frames:
         pd.concat(frames).to_parquet(run.rundir.path / f"predictions-{step}.parquet", index=False)

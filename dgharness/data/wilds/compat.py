@@ -3,10 +3,11 @@
 ``wilds`` 2.0.0 is the last release. Nothing of it is changed on disk: its modules are imported through
 ``import_wilds``, and its datasets are built inside ``constructing``.
 
-- importing ``wilds`` starts threads that ask the package index for news; they never start here;
+- importing ``wilds`` or ``ogb`` starts threads that ask the package index for news; they never start here;
 - its group averages want the compiled package torch_scatter; ``group_means`` is the same sum;
 - its constructors write to arrays that pandas 3 lends read-only, mix numbers into text columns, parse dates
   of two forms by one, and expect dummy variables to be integers; inside ``constructing`` pandas lets them.
+  What they print goes to stderr, and Pillow keeps its limit on the size of an image.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dgharness.errors import UsageError
@@ -34,18 +36,13 @@ AVERAGED_IN = ("common.utils", "common.metrics.metric", "common.metrics.loss", "
 @cache
 def import_wilds() -> ModuleType:
     """The package ``wilds``, without its threads and without torch_scatter."""
-    missing = "outdated" not in sys.modules
-    if missing:
-        sys.modules["outdated"] = None  # type: ignore[assignment]  # its import fails, and no thread starts
-    try:
-        wilds = importlib.import_module("wilds")
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the package wilds cannot be imported ({error}); pip install wilds") from error
-    finally:
-        if missing:
-            del sys.modules["outdated"]
-    for name in AVERAGED_IN:
-        importlib.import_module(f"wilds.{name}").avg_over_groups = group_means  # type: ignore[attr-defined]
+    with without_update_checks():
+        try:
+            wilds = importlib.import_module("wilds")
+        except ModuleNotFoundError as error:
+            raise UsageError(f"the package wilds cannot be imported ({error}); pip install wilds") from error
+        for name in AVERAGED_IN:
+            importlib.import_module(f"wilds.{name}").avg_over_groups = group_means  # type: ignore[attr-defined]
     return wilds
 
 
@@ -61,36 +58,56 @@ def group_means(value_N: Tensor, group_N: Tensor, n_groups: int) -> tuple[Tensor
 
 
 @contextlib.contextmanager
+def without_update_checks() -> Iterator[None]:
+    """The package ``outdated`` cannot be imported in here, and what is imported starts no thread with it."""
+    before = sys.modules.get("outdated", _ABSENT)
+    sys.modules["outdated"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            del sys.modules["outdated"]
+        else:
+            sys.modules["outdated"] = before
+
+
+@contextlib.contextmanager
 def constructing() -> Iterator[None]:
     """Pandas, numpy and torch as the constructors of ``wilds`` expect them."""
-    values = pd.Series.values
     to_datetime, get_dummies, load = pd.to_datetime, pd.get_dummies, torch.load
 
-    def writable(series: pd.Series) -> Any:
-        lent = values.fget(series)  # type: ignore[attr-defined]
-        return lent.copy() if isinstance(lent, np.ndarray) and not lent.flags.writeable else lent
-
     def any_iso_date(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("format") == "%Y-%m-%dT%H:%M:%S%z":
-            kwargs["format"] = "ISO8601"
-        return to_datetime(*args, **kwargs)
+        # Told no format, pandas expects that of the first date of all the others.
+        return to_datetime(*args, **{"format": "ISO8601", **kwargs})
 
     def integer_dummies(*args: Any, **kwargs: Any) -> Any:
         return get_dummies(*args, **{"dtype": "uint8", **kwargs})
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(without_update_checks())
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         with contextlib.suppress(pd.errors.OptionError):  # text columns as objects: gone in pandas 4
             stack.enter_context(pd.option_context("future.infer_string", False))
         for owner, name, replacement in (
-            (pd.Series, "values", property(writable)),
+            (pd.Series, "values", _writable(pd.Series.values)),
+            (pd.DataFrame, "values", _writable(pd.DataFrame.values)),
             (pd, "to_datetime", any_iso_date),
             (pd, "get_dummies", integer_dummies),
             (torch, "load", lambda *args, **kwargs: load(*args, **{"weights_only": False, **kwargs})),
+            (Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS),
         ):
             stack.enter_context(_replaced(owner, name, replacement))
         yield
+
+
+def _writable(values: Any) -> property:
+    def copied_if_lent(owner: pd.Series | pd.DataFrame) -> Any:
+        lent = values.fget(owner)
+        return lent.copy() if isinstance(lent, np.ndarray) and not lent.flags.writeable else lent
+
+    return property(copied_if_lent)
 
 
 @contextlib.contextmanager
@@ -106,4 +123,4 @@ def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-_ABSENT = object()
+_ABSENT: Any = object()

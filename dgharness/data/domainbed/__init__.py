@@ -1,0 +1,1 @@
+"""DomainBed's datasets, in its folder layouts, domain order and splits."""

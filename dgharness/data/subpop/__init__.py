@@ -1,0 +1,1 @@
+"""SubpopBench's datasets, from the tables that its ``scripts/download.py`` writes."""
