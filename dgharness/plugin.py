@@ -90,6 +90,7 @@ class Needs:
     domain_rows: bool = False  # rows of one domain each; more than one domain implies it
     groups: bool = False
     tasks: tuple[str, ...] = ()  # none named: any
+    places: tuple[str, ...] = ()  # what it takes of the tasks with outputs at many places of an example
     unlabeled: bool = False
     views: tuple[str, ...] = ()
     feature_maps: tuple[str, ...] = ()

@@ -107,6 +107,11 @@ def test_a_library_that_has_a_room_is_imported_there_alone(library, home):
     assert users == {home}
 
 
+def test_the_package_wilds_is_imported_beside_its_cures_alone():
+    users = {file for file, path in FILES.items() if _uses(path, "wilds")}
+    assert all(file.startswith("data/wilds/") for file in users)
+
+
 def _uses(path: Path, library: str) -> bool:
     return any(name.split(".")[0] == library for name in imported(path))
 

@@ -73,4 +73,4 @@ class ANDMask(Algorithm):
         return agrees * g_E.mean(0) * (1 / (1e-10 + share))
 
 
-and_mask = algorithm(ANDMaskHparams, needs=Needs(min_domains=2))(ANDMask)
+and_mask = algorithm(ANDMaskHparams, needs=Needs(min_domains=2, places=("tokens", "detection")))(ANDMask)

@@ -58,7 +58,7 @@ class EQRMHparams(Hparams):
 
 @objective(
     EQRMHparams,
-    needs=Needs(min_domains=2),
+    needs=Needs(min_domains=2, places=("tokens", "detection")),
     restarts=lambda hp: [(hp.burnin_steps, hp.quantile_lr)],
 )
 def eqrm(step: Step, hp: EQRMHparams) -> tuple[Tensor, Metrics]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dgharness.plugin import Hparams, Metrics, Step, objective
+from dgharness.plugin import Hparams, Metrics, Needs, Step, objective
 
 
-@objective()
+@objective(needs=Needs(places=("tokens", "detection")))
 def erm(step: Step, hp: Hparams) -> tuple[Tensor, Metrics]:
     risk = step.risks_E.mean()
     return risk, {"risk": risk}

@@ -43,4 +43,4 @@ class GroupDRO(nn.Module):
         return (q_G * risk_G).sum(), {"risk": step.risks_E.mean(), "q_max": q_G.max()}
 
 
-group_dro = objective(GroupDROHparams, needs=Needs(groups=True))(GroupDRO)
+group_dro = objective(GroupDROHparams, needs=Needs(groups=True, places=("tokens", "detection")))(GroupDRO)

@@ -64,4 +64,4 @@ def centred_square(g_E: Tensor) -> Tensor:
     return (g_E - g_E.mean(0)).square().sum()
 
 
-iga = algorithm(IGAHparams, needs=Needs(min_domains=2))(IGA)
+iga = algorithm(IGAHparams, needs=Needs(min_domains=2, places=("tokens", "detection")))(IGA)

@@ -43,7 +43,7 @@ class IRMv1Hparams(AnnealedHparams):
     """Adds a shift of every output to the scale, and sums over the domains, as the unit tests do."""
 
 
-@penalty("from_one", hparams=IRMv1Hparams, needs=Needs(domain_rows=True))
+@penalty("from_one", hparams=IRMv1Hparams, needs=Needs(domain_rows=True, places=("tokens",)))
 def irmv1(step: Step, hp: IRMv1Hparams) -> Tensor:
     return irm_penalty(step, hp.unbiased, hp.affine)
 

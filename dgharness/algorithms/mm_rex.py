@@ -33,6 +33,11 @@ class MMRExHparams(AnnealedHparams):
     """Updates before the penalty gets its weight."""
 
 
-@penalty("from_one", hparams=MMRExHparams, needs=Needs(min_domains=2), zero_on_identical_domains=True)
+@penalty(
+    "from_one",
+    hparams=MMRExHparams,
+    needs=Needs(min_domains=2, places=("tokens", "detection")),
+    zero_on_identical_domains=True,
+)
 def mm_rex(step: Step, hp: MMRExHparams) -> Tensor:
     return step.risks_E.max() - step.risks_E.mean()

@@ -31,6 +31,11 @@ class VRExHparams(AnnealedHparams):
     """Updates before the penalty gets its weight."""
 
 
-@penalty("from_one", hparams=VRExHparams, needs=Needs(min_domains=2), zero_on_identical_domains=True)
+@penalty(
+    "from_one",
+    hparams=VRExHparams,
+    needs=Needs(min_domains=2, places=("tokens", "detection")),
+    zero_on_identical_domains=True,
+)
 def vrex(step: Step, hp: VRExHparams) -> Tensor:
     return step.risks_E.var(correction=0)

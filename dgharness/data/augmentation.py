@@ -6,9 +6,10 @@ pixels, and the order of the four colour changes is drawn once for a batch. Agai
 taken from the image as it is stored, squashed to a square, so that on images that are far from square
 their aspect ratio is another.
 
-On a CPU what counts is the number of passes over the pixels, and that none of them branches: comparisons,
-``torch.where``, ``torch.lerp`` by a factor per image and ``F.affine_grid`` cost ten passes each. Results of an
-operation are overwritten by the next where nobody else holds them; arguments never are.
+On a CPU what counts is the number of passes over the pixels, and what each costs: comparisons,
+``torch.where``, ``torch.lerp`` by a factor per image and ``F.affine_grid`` cost several times as much as
+arithmetic. The result of an operation is overwritten by the next where nobody else holds it; arguments never
+are.
 
 Shapes: N images, H x W pixels. Colours are floats in [0, 1] inside this module.
 """
@@ -119,7 +120,7 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = x.split(1, dim=1)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
-    # 0 where the channel is the lowest, else 1; the hue in sixths is 1, 3 or 5 and a difference of the others.
+    # 0 where the channel is the lowest, else 1. The hue in sixths is 1, 3 or 5 plus a difference.
     has_blue, has_red = (blue - lowest).sign_(), (red - lowest).sign_()
     difference = torch.lerp(green - red, torch.lerp(blue - green, red - blue, has_red), has_blue)
     hue = difference.div_(chroma.clamp(min=1e-12)).add_(has_red.add_(1).mul_(has_blue), alpha=2)

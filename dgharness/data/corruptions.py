@@ -44,8 +44,8 @@ def corrupt(
     ``table`` says whose parameters; auto takes those of CIFAR-10-C for sides up to 64 pixels.
 
     >>> x = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
-    >>> corrupt(x, [0, 1], "brightness", 5)[0, 0, 0, 0].item() - 100  # 0.3 of 255, rounded
-    76
+    >>> corrupt(x, [0, 1], "brightness", 4)[0, 0, 0, 0].item() - 100  # 0.2 of 255
+    51
     """
     if corruption not in CORRUPTIONS:
         raise UsageError(f"there is no corruption {corruption!r}; {did_you_mean(corruption, CORRUPTIONS)}")

@@ -72,6 +72,7 @@ class Dataset:
     train_groups: tuple[str, ...] = ("domain",)  # ... and those that algorithms see
     hidden: tuple[str, ...] = ()  # attributes that metrics know and algorithms do not
     prepare: Callable[[Any], Any] = lambda x: x  # raw batch to what the model takes, on the device
+    fit: Callable[[np.ndarray], Callable[[Any], Any]] | None = None  # rows to train on -> their ``prepare``
     augment: Callable[[Any, torch.Generator], Any] | None = None  # raw batch, in training only
     views: Mapping[str, Callable[[Any, torch.Generator], Any]] = field(default_factory=dict)
     toy: bool = False
@@ -80,6 +81,8 @@ class Dataset:
     official_metric: str = ""
     replicates: int = 0  # how many runs its leaderboard asks for; 0 where there is no such rule
     eval_batch: int | None = None  # examples scored at once, where those of the profile would be too many
+    folder: Path | None = None  # what the column path is relative to
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # files that were left out, and why
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
@@ -112,7 +115,13 @@ class Dataset:
 
     def rows_of(self, domain: str) -> np.ndarray:
         """Manifest rows of one domain, in manifest order."""
-        return np.flatnonzero(self.manifest["domain"].cat.codes.to_numpy() == self.domain_number(domain))
+        return self._rows_by_domain[self.domain_number(domain)]
+
+    @cached_property
+    def _rows_by_domain(self) -> list[np.ndarray]:
+        code_M = self.manifest["domain"].cat.codes.to_numpy()
+        starts = np.bincount(code_M.astype(np.int64) + 1, minlength=len(self.domains) + 1).cumsum()
+        return np.split(code_M.argsort(kind="stable"), starts)[1:-1]
 
     def domain_number(self, domain: str) -> int:
         """The position of a domain, or a UsageError that names the nearest."""

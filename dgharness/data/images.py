@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -90,18 +90,25 @@ def image_dataset(
         defaults=defaults,
         prepare=fields.pop("prepare", standardise),
         augment=augmentation if options.augment else None,
+        folder=root,
+        unreadable={files[row].path: reason for row, reason in pixels.unreadable.items()},
         **fields,
     )
 
 
-def image_files(root: Path, paths: Sequence[str]) -> list[ImageFile]:
-    """Size and time of every file; a UsageError names the first row whose file is missing or elsewhere."""
+def image_files(
+    root: Path, paths: Sequence[str], place: Callable[[int], str] = "row {}".format
+) -> list[ImageFile]:
+    """Size and time of every file; a UsageError names the first row whose file is missing or elsewhere.
+
+    ``place`` says where a row stands.
+    """
     if not root.is_dir():
         raise UsageError(f"there is no folder {root}, where the images are expected")
     for row, path in enumerate(paths):
         if path.startswith(("/", "\\")) or (".." in path and ".." in Path(path).parts):
             raise UsageError(
-                f"row {row} names the image {path!r}, which leaves the folder {root}; "
+                f"{place(row)} names the image {path!r}, which leaves the folder {root}; "
                 "give paths relative to it, without .."
             )
     chunks = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
@@ -113,8 +120,8 @@ def image_files(root: Path, paths: Sequence[str]) -> list[ImageFile]:
                 state = os.stat(f"{root}/{paths[row]}")
             except OSError as error:
                 raise UsageError(
-                    f"row {row} names the image {paths[row]!r}, which is not in {root} ({error.strerror}); "
-                    "put it there or take the row out"
+                    f"{place(row)} names the image {paths[row]!r}, which is not in {root} "
+                    f"({error.strerror}); put it there or take the row out"
                 ) from None
             found.append(ImageFile(paths[row], state.st_size, state.st_mtime_ns))
         return found

@@ -30,11 +30,11 @@ def shift_measures(dataset: Dataset, split: str = "train") -> dict[str, Any]:
     - ``attribute_generalization``: the share of the test examples whose value does not occur in ``split``,
       and ``unseen``: those values. Only where the dataset has a split of its own.
 
-    A number that is undefined, because a single value occurs, is None. Without a split, all rows count.
+    A number that is undefined, because at most one value is known, is None. Without a split, all rows count.
     """
     manifest = dataset.manifest
-    columns = [name for name in manifest.columns.drop(list(NO_ATTRIBUTES), errors="ignore")]
-    attributes = [name for name in columns if isinstance(manifest[name].dtype, pd.CategoricalDtype)]
+    categorical = manifest.select_dtypes("category").columns
+    attributes = [name for name in categorical if name not in NO_ATTRIBUTES]
     if dataset.task.name != "classification" or not attributes:
         return {}
     rows, tested = manifest, None
@@ -116,9 +116,11 @@ def entropy(count: np.ndarray) -> float:
 
 
 def _generalization(trained: pd.Series, tested: pd.Series) -> dict[str, Any]:
-    counts = tested.value_counts(sort=False)
-    unseen = counts[(counts > 0) & (trained.value_counts(sort=False) == 0)]
+    counts, known = tested.value_counts(sort=False), trained.value_counts(sort=False)
+    if not counts.sum() or not known.sum():  # nobody noted it there
+        return {"attribute_generalization": None, "unseen": []}
+    unseen = counts[(counts > 0) & (known == 0)]
     return {
-        "attribute_generalization": float(unseen.sum() / counts.sum()) if counts.sum() else None,
+        "attribute_generalization": float(unseen.sum() / counts.sum()),
         "unseen": [str(value) for value in unseen.index],
     }

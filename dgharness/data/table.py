@@ -32,7 +32,7 @@ from dgharness.data.columns import Table, categories, dates_or_numbers, is_categ
 from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, InMemory
 from dgharness.data.images import PHOTOGRAPHS, ImageOptions, image_dataset, image_files
 from dgharness.data.protocols import OFFICIAL
-from dgharness.data.tasks import Task, classification, regression
+from dgharness.data.tasks import classification, regression
 from dgharness.data.text import REVIEWS, TextOptions, text_dataset
 from dgharness.errors import UsageError
 from dgharness.hparams import Annotated
@@ -82,7 +82,9 @@ class TableOptions(ImageOptions, TextOptions):
     """Bring every feature to mean 0 and variance 1 over the training rows."""
 
 
-def load(argument: str | None, root: Path | None, trial_seed: int, options: TableOptions, kind: str) -> Dataset:
+def load(
+    argument: str | None, root: Path | None, trial_seed: int, options: TableOptions, kind: str
+) -> Dataset:
     """The dataset of a table; neither the data root nor the trial seed matters."""
     if not argument:
         raise UsageError(f"{kind} needs a path, as in {kind}:PATH of a table with the columns y and domain")
@@ -91,7 +93,9 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Tabl
     manifest = pd.DataFrame({"domain": _domains(table, options.domain)})
     if options.split:
         manifest["split"] = _splits(table, options.split)
-    unlabeled_M = (manifest["split"] == "unlabeled").to_numpy() if options.split else np.zeros(table.rows, bool)
+    unlabeled_M = (
+        (manifest["split"] == "unlabeled").to_numpy() if options.split else np.zeros(table.rows, bool)
+    )
     manifest.insert(0, "y", _labels(table, options, unlabeled_M))
     if options.time:
         manifest["time"] = dates_or_numbers(table, options.time)
@@ -109,7 +113,9 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Tabl
 csv = DatasetSpec(partial(load, kind="csv"), TableOptions, argument="PATH", layout=LAYOUT, doc=__doc__)
 """``csv:PATH``: your own data: images, texts or features as a table of comma-separated values."""
 
-parquet = DatasetSpec(partial(load, kind="parquet"), TableOptions, argument="PATH", layout=LAYOUT, doc=__doc__)
+parquet = DatasetSpec(
+    partial(load, kind="parquet"), TableOptions, argument="PATH", layout=LAYOUT, doc=__doc__
+)
 """``parquet:PATH``: your own data: images, texts or features as a table in the Parquet format."""
 
 
@@ -140,7 +146,9 @@ def _dataset(
     if options.text:
         texts = table.texts(options.text, "text")
         return text_dataset(name, manifest, texts, options, defaults=defaults(REVIEWS), **fields)
-    x_MF = np.stack([numbers(table, feature, complete=True) for feature in features], axis=1, dtype=np.float32)
+    x_MF = np.stack(
+        [numbers(table, feature, complete=True) for feature in features], axis=1, dtype=np.float32
+    )
     # The digest of the manifest has to notice a feature that was edited.
     manifest["features_hash"] = pd.util.hash_pandas_object(pd.DataFrame(x_MF), index=False).to_numpy(np.int64)
     reader = InMemory(torch.from_numpy(x_MF))
@@ -195,20 +203,17 @@ def _domains(table: Table, name: str) -> pd.Categorical:
     table.require(name, "data.domain")
     column, missing_M = categories(table, name)
     if missing_M.any():
-        raise UsageError(
-            f"{table.place(int(missing_M.argmax()))} has no domain (column {name!r}); "
-            f"fill it in or take the row out{table.others(missing_M)}"
-        )
+        raise table.first(missing_M, f"has no domain (column {name!r})", "fill it in or take the row out")
     return column
 
 
 def _splits(table: Table, name: str) -> pd.Categorical:
     column, _ = categories(table, name)
     if unknown := [split for split in column.categories if split not in OFFICIAL]:
-        row = int((column == unknown[0]).argmax())
-        raise UsageError(
-            f"{table.place(row)} has the split {unknown[0]!r} (column {name!r}), and a split is one of "
-            f"{', '.join(OFFICIAL)}; rename it, or name another column with --set data.split=COLUMN"
+        raise table.first(
+            np.asarray(column == unknown[0]),
+            f"has the split {unknown[0]!r} (column {name!r}), which is none of {', '.join(OFFICIAL)}",
+            "rename it, or name another column with --set data.split=COLUMN",
         )
     return column.set_categories(list(OFFICIAL))
 
@@ -216,23 +221,23 @@ def _splits(table: Table, name: str) -> pd.Categorical:
 def _labels(table: Table, options: TableOptions, unlabeled_M: np.ndarray) -> Any:
     """Classes as a category, numbers as float64; unknown in unlabeled rows, whatever they hold."""
     table.require(options.y, "data.y")
-    classes = options.task == "classification" or bool(options.classes) and options.task != "regression"
-    if not classes and (options.task == "regression" or not is_category(table, options.y)):
-        y_M = numbers(table, options.y)
-        missing_M = ~np.isfinite(y_M) & ~unlabeled_M
-        label: Any = np.where(unlabeled_M, np.nan, y_M)
+    stated = options.task or ("classification" if options.classes else "")
+    if not stated:
+        table.refuse_stray_text(options.y, "mend it, or if these are classes --set data.task=classification")
+    label: Any
+    if stated == "regression" or not (stated or is_category(table, options.y)):
+        label = numbers(table, options.y)
+        missing_M = ~np.isfinite(label)
     else:
-        if not classes:
-            table.refuse_stray_text(options.y, "if they are classes, say so with --set data.task=classification")
         label, missing_M = categories(table, options.y, options.classes)
-        label[unlabeled_M] = np.nan
-        missing_M &= ~unlabeled_M
-    if missing_M.any():
-        raise UsageError(
-            f"{table.place(int(missing_M.argmax()))} has no label (column {options.y!r}); fill it in, take "
-            f"the row out or give it the split unlabeled{table.others(missing_M)}"
+    if (missing_M & ~unlabeled_M).any():
+        raise table.first(
+            missing_M & ~unlabeled_M,
+            f"has no label (column {options.y!r})",
+            "fill it in, take the row out or give it the split unlabeled",
         )
-    return label.remove_unused_categories() if classes is False and hasattr(label, "codes") else label
+    label[unlabeled_M] = np.nan
+    return label if isinstance(label, np.ndarray) or options.classes else label.remove_unused_categories()
 
 
 def _features(table: Table, options: TableOptions) -> tuple[str, ...]:
@@ -241,8 +246,8 @@ def _features(table: Table, options: TableOptions) -> tuple[str, ...]:
         found = [name for name in table.names if name not in spoken_for and is_number(table, name)]
         if not found:
             raise UsageError(
-                f"{table.file} has no column of images (path), none of texts (text) and none of numbers; name "
-                "it with --set data.path=COLUMN, data.text=COLUMN or data.features=COLUMN"
+                f"{table.file} has no column of images (path), none of texts (text) and none of numbers; "
+                "name it with --set data.path=COLUMN, data.text=COLUMN or data.features=COLUMN"
             )
         return tuple(found)
     for pattern in options.features:
@@ -262,9 +267,10 @@ def _attributes(table: Table, options: TableOptions, features: tuple[str, ...]) 
         return options.attributes
     rest = [name for name in table.names if name not in _spoken_for(options) and name not in features]
     for name in rest:
-        hint = f"if it is an attribute and no feature, name all of these with --set data.attributes=[{name}]"
         if features and not options.features:
-            table.refuse_stray_text(name, hint)
+            table.refuse_stray_text(
+                name, f"mend it, or if this is no feature name the attributes, as in data.attributes=[{name}]"
+            )
     return tuple(rest)
 
 

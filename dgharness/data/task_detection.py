@@ -48,6 +48,7 @@ def detection(size: int) -> Task:
         partial(detected, places=places),
         judge=judge_boxes,
         keep=partial(keep_boxes, places=places),
+        places=True,
     )
 
 

@@ -33,6 +33,7 @@ class Task:
     predict: Callable[[Tensor], Tensor]  # outputs [..., C] -> predictions [...]
     judge: Judge | None = None
     keep: Callable[[Tensor, Tensor], Tensor] = lambda outputs, targets: outputs
+    places: bool = False  # outputs are of many places of an example: a dimension more
 
 
 def classification(outputs: int) -> Task:
@@ -68,6 +69,7 @@ def tokens(vocabulary: int) -> Task:
         lambda logits: logits.argmax(-1),
         judge=judge_tokens,
         keep=keep_tokens,
+        places=True,
     )
 
 

@@ -8,8 +8,10 @@ model on the past and scores it on every later domain. Streaming evaluation does
 first on: train on all that lies before it, test on the next ``horizon`` domains, and average over the cuts.
 Wild-Time keeps training one model as time goes on; here every cut has a model of its own.
 
-    dgharness train -d synthetic:drifting --set protocol.name=temporal --set protocol.cut=0.5
-    dgharness sweep -d synthetic:drifting -a erm,vrex --set protocol.name=temporal --set protocol.horizon=3
+    dgharness train --dataset NAME --set protocol.name=temporal --set protocol.cut=0.5
+    dgharness sweep --dataset NAME -a erm,vrex --set protocol.name=temporal --set protocol.horizon=3
+
+The first is fixed, the second streaming: the columns of its report are the cuts, ``average`` is their mean.
 
 Shapes: M rows of the manifest.
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dgharness.metrics.measure import ACCURACY, Measure
 from dgharness.report.statistics import ALPHA, Comparison, smallest_p
-from dgharness.report.table import Block, label_of
+from dgharness.report.table import Block, Column, Row, label_of
 from dgharness.selection.rule import Rule, RunRecord
 
 
@@ -56,7 +56,36 @@ def warnings(records: Sequence[RunRecord]) -> list[str]:
             found.append(f"{label} is an unverified reconstruction: its numbers do not speak for the method.")
         if uses := record.tags.get("dg.uses"):
             found.append(f"{label} uses {uses}.")
+        if broken := record.tags.get("dg.against_rules"):
+            found.append(f"{label}: {broken}.")
     return list(dict.fromkeys(found))
+
+
+def leaderboard(records: Sequence[RunRecord], columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """How far each row is from what the dataset's leaderboard asks for, in the spread that it asks for."""
+    asked = next((record.tags["dg.replicates"] for record in records if "dg.replicates" in record.tags), "")
+    if not asked:
+        return []
+    metric = next(record.tags.get("dg.official_metric", "") for record in records)
+    names = [column.name for column in columns]
+    official = [number for number, name in enumerate(names) if name.split(", ")[0] == f"official/{metric}"]
+    place = official[0] if official else 0
+    found = []
+    for row in rows:
+        cell = row.cells[place]
+        if cell.problem:
+            continue
+        times, digits = (100, 1) if columns[place].unit == "percent" else (1, 3)
+        spread = (
+            ""
+            if cell.sd is None or cell.mean is None
+            else f"; {names[place]} {times * cell.mean:.{digits}f}, standard deviation (ddof = 1) "
+            f"{times * cell.sd:.{digits}f}"
+        )
+        found.append(f"{row.label}: {cell.n} of {asked} replicates that the leaderboard asks for{spread}.")
+    if not official:
+        found.append(f"The leaderboard goes by {metric}: dgharness report --extra official/{metric}.")
+    return found
 
 
 def never_apart(alike: Sequence[str], baseline: str) -> list[str]:

@@ -202,6 +202,7 @@ class _Maker:
         problems = [cell.detail for row in rows for cell in row.cells if cell.detail]
         problems += captions.unequal_trials(self.runs.shorter, self.runs.trials)
         problems += captions.never_apart(self.runs.alike(self.versus), self.versus)
+        problems += captions.leaderboard(self.records, [column for column, _ in table], rows)
         return Table(
             title=title,
             block=self.block,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -99,6 +100,11 @@ class Cell:
     def se(self) -> float | None:
         """Standard error over trials (ddof=1); None with fewer than two."""
         return mean_se(list(self.trials.values()))[1] if self.trials else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over trials (ddof=1); None with fewer than two."""
+        return None if self.se is None else self.se * math.sqrt(self.n)
 
 
 @dataclass(frozen=True)

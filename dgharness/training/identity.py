@@ -17,6 +17,7 @@ from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
 from dgharness.training.epochs import in_updates
+from dgharness.training.leaderboard import leaderboard_tags
 from dgharness.training.prepare import Prepared
 
 
@@ -64,6 +65,7 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.plugin": "; ".join(sources.values()),
         "dg.groups": " x ".join(config.data.groups),
         "dg.train_groups": " x ".join(config.data.train_groups),
+        **leaderboard_tags(config, prepared.dataset, prepared.splits),
     }
     return {key: value for key, value in tags.items() if value}
 
@@ -109,7 +111,10 @@ def deviations(prepared: Prepared) -> list[str]:
             "plugins": list(config.plugins),
         },
     )
-    published, _ = resolve(as_published, prepared.dataset, prepared.algorithm, prepared.model.options)
+    model = prepared.model
+    if not prepared.algorithm.model and as_published.model.name:
+        model = registry.load("models", as_published.model.name)
+    published, _ = resolve(as_published, prepared.dataset, prepared.algorithm, model.options)
     published = in_updates(
         published, as_published.train, prepared.dataset, prepared.splits, prepared.train_grouping
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,6 +99,9 @@ def prepare(config: RunConfig) -> Prepared:
     splits = PROTOCOLS[config.protocol.name](
         dataset, config.protocol.targets, config.trial_seed, config.protocol.holdout
     )
+    if dataset.fit is not None:
+        rows = np.concatenate(list(splits.rows["train"].values()))
+        dataset = dataclasses.replace(dataset, prepare=dataset.fit(rows))
     if any(stage.split == "val" for stage in algorithm.stages(options.hp)):
         splits = halved_validation(splits)
     if seen := set(config.data.train_groups) & set(dataset.hidden):

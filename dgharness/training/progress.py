@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dgharness.metrics.measure import ACCURACY, measure_of
 from dgharness.names import find
 from dgharness.selection.rule import Evaluation
+from dgharness.training.leaderboard import against_rules
 
 if TYPE_CHECKING:
     from dgharness.training.loop import Run
@@ -138,6 +139,7 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
             f"{config.train.steps}: until then it is another method (dgharness algorithms show "
             f"{config.algorithm})"
         )
+    lines += [f"note      {broken}" for broken in against_rules(config, dataset, splits)]
     lines.append(f"tracking  {store}")
     return lines
 

@@ -72,7 +72,7 @@ def domain(kind: str, s: float):
     return found
 
 
-@pytest.mark.parametrize(("kind", "s"), itertools.product(KINDS, SHIFTS))
+@pytest.mark.parametrize(("kind", "s"), list(itertools.product(KINDS, SHIFTS)))
 def test_the_accuracies_are_those_of_the_best_classifier_by_integration(kind, s):
     step = 0.02
     axis = torch.arange(-8, 8, step, dtype=torch.float64) + step / 2
@@ -84,7 +84,7 @@ def test_the_accuracies_are_those_of_the_best_classifier_by_integration(kind, s)
     assert rule == pytest.approx(first_rule_accuracy(kind, s), abs=2e-4)
 
 
-@pytest.mark.parametrize(("kind", "s"), itertools.product(KINDS, SHIFTS))
+@pytest.mark.parametrize(("kind", "s"), list(itertools.product(KINDS, SHIFTS)))
 def test_the_examples_are_drawn_from_that_density(kind, s):
     found = domain(kind, s)
     error = 4 * 0.5 / math.sqrt(N)

@@ -138,7 +138,7 @@ def test_what_is_wrong_with_the_time_is_named(timed, table):
     timed.manifest["time"] = pd.Categorical(np.arange(100))
     with pytest.raises(UsageError, match=r"needs a manifest column named time that holds numbers \(float\)"):
         temporal(timed, ["e"], 0)
-    with pytest.raises(UsageError, match="table has the single domain 'a'; .* a past and a future"):
+    with pytest.raises(UsageError, match=r"table has the single domain 'a'; .* a past and a future"):
         future(table(a=9))
 
 

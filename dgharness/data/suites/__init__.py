@@ -78,13 +78,17 @@ def domain_name(corruption: str, severity: int) -> str:
     return f"{corruption}-{severity}"
 
 
-def with_classes(manifest: pd.DataFrame, options: ClassOptions) -> tuple[pd.DataFrame, Tensor]:
-    """The rows whose classes take part, under their old index, and which outputs [C] are tested."""
+def with_classes(
+    manifest: pd.DataFrame, options: ClassOptions, offered: Sequence[str]
+) -> tuple[pd.DataFrame, Tensor]:
+    """The rows whose classes take part, under their old index, and which outputs [C] are tested.
+
+    Where the options name no class, it is those ``offered``.
+    """
     names, tested = list(manifest["y"].cat.categories), manifest["split"].isin(["test", "id_test"])
     for name in options.classes:
         if name not in names:
             raise UsageError(f"data.classes: there is no class {name!r}; {did_you_mean(name, names)}")
-    offered = manifest["y"][manifest["split"] == "test"].cat.remove_unused_categories().cat.categories
     kept = [name for name in names if name in set(options.classes or offered)]
     part_M = manifest["y"].isin(kept)
     if options.outputs == "all":

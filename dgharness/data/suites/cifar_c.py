@@ -60,7 +60,7 @@ def load(
     clean, classes = clean_images(place, source)
     corrupted = corrupted_images(place, source, [name for name, _ in kinds], len(classes))
     table = rows_of(clean, corrupted, kinds, classes, options.holdout)
-    table, tested_C = with_classes(table, options)
+    table, tested_C = with_classes(table, options, classes)
     manifest = table[["y", "domain", "split"]].reset_index(drop=True)
     y_M, domain_M = (
         torch.from_numpy(manifest[name].cat.codes.to_numpy(np.int64, copy=True)) for name in ("y", "domain")

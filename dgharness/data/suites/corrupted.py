@@ -76,6 +76,7 @@ def with_corrupted_tests(inner: Dataset, options: CorruptedOptions) -> Dataset:
         official=None,
         official_metric="",
         replicates=0,
+        folder=None,
     )
     if inner.task.name != "classification":
         return suite

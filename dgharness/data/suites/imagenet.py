@@ -104,6 +104,7 @@ def _dataset(
             split=pd.Categorical(table["split"], OFFICIAL),
         ),
         options,
+        offered=suite["y"].unique().tolist(),
     )
     dataset = image_dataset(
         name,

@@ -108,10 +108,10 @@ def drawn(factors: dict[str, Tensor], size: int, stream: torch.Generator) -> Ten
     stripes_NSS = _wave(across_S, u_6N[0]).expand(n, size, size)
     checks_NSS = stripes_NSS * _wave(down_S, u_6N[1])
     textures = torch.stack([torch.zeros(n, size, size), stripes_NSS, checks_NSS])
-    light_NSS = 1 + 0.25 * textures[factors["texture"], torch.arange(n)]
+    light_NSS = 1 + 0.15 * textures[factors["texture"], torch.arange(n)]
 
-    x_NSS, y_NSS = across_S - 0.6 * (u_6N[2] - 0.5), down_S - 0.6 * (u_6N[3] - 0.5)
-    angle_N, radius_N = 2 * math.pi * u_6N[4], 0.4 + 0.2 * u_6N[5]
+    x_NSS, y_NSS = across_S - 0.4 * (u_6N[2] - 0.5), down_S - 0.4 * (u_6N[3] - 0.5)
+    angle_N, radius_N = math.pi / 3 * (u_6N[4] - 0.5), 0.5 + 0.2 * u_6N[5]
     cos_N, sin_N = angle_N.cos(), angle_N.sin()
     x_NSS, y_NSS = x_NSS * cos_N + y_NSS * sin_N, y_NSS * cos_N - x_NSS * sin_N
     outside_NSS = torch.empty(n, size, size)
@@ -126,7 +126,7 @@ def drawn(factors: dict[str, Tensor], size: int, stream: torch.Generator) -> Ten
     ground_N3SS = ground_N3[..., None, None] * light_NSS[:, None]
     shape_N3 = torch.tensor(RGB)[factors["color"]]
     image_N3SS = torch.lerp(ground_N3SS, shape_N3[..., None, None], covered_NSS[:, None])
-    image_N3SS += 0.03 * torch.randn(image_N3SS.shape, generator=stream)
+    image_N3SS += 0.02 * torch.randn(image_N3SS.shape, generator=stream)
     return (255 * image_N3SS).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -98,7 +98,7 @@ def ring() -> tuple[Tensor, Tensor]:
     last = CELLS - 1
     up, zero = torch.arange(last), torch.zeros(last, dtype=torch.long)
     row_P = torch.cat([zero, up, zero + last, last - up])
-    return row_P, row_P.roll(last)
+    return row_P, row_P.roll(-last)
 
 
 class MultiColorOptions(MnistOptions):

@@ -137,7 +137,7 @@ def described(
     return {"domain": _product([columns[name] for name in domain]), **{name: columns[name] for name in kept}}
 
 
-def coded(code_M: np.ndarray, names: Iterable[Any]) -> pd.Categorical:
+def coded(code_M: np.ndarray, names: Iterable[Any]) -> Any:
     """A column of the names, by their numbers; WILDS pads some of them with blanks."""
     return pd.Categorical.from_codes(code_M, pd.Index([str(name).strip() for name in names]))
 

@@ -77,7 +77,7 @@ def _load_civilcomments(
     argument: str | None, root: Path | None, seed: int, options: CommentOptions
 ) -> Dataset:
     source = _opened("civilcomments", root, options)
-    _check_known(source._metadata_df, "toxicity")
+    _check_comments(source)
     yes_no = {field: ["0", "1"] for field in source.metadata_fields}
     dataset = _labeled(
         source,
@@ -166,13 +166,19 @@ def _by_black(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest.assign(domain=manifest["domain"].cat.rename_categories(named))
 
 
-def _check_known(table: pd.DataFrame, column: str) -> None:
-    unknown = np.flatnonzero(table[column].isna())
-    if len(unknown):
-        raise UsageError(
-            f"row {unknown[0]} of wilds:civilcomments has no {column} ({len(unknown)} such rows); "
-            "fill it in or take the row out"
-        )
+def _check_comments(source: Any) -> None:
+    """A comment without a label would count as not toxic, and one of another split be left out."""
+    table = source._metadata_df
+    for column, known in (
+        ("toxicity", table["toxicity"].notna()),
+        ("split", table["split"].isin(list(source.split_dict.values()))),
+    ):
+        if len(unknown := np.flatnonzero(~known)):
+            row = int(unknown[0])
+            raise UsageError(
+                f"row {row} of wilds:civilcomments has the {column} {table[column].iloc[row]!r} "
+                f"({len(unknown)} such rows); mend it or take the row out"
+            )
 
 
 civilcomments = DatasetSpec(_load_civilcomments, CommentOptions, layout=COMMENTS, doc=__doc__)

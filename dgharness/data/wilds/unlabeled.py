@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api.types import union_categoricals
 from torch import Tensor
 
 from dgharness.data.dataset import Dataset, Reader
-from dgharness.data.protocols import OFFICIAL
-from dgharness.data.wilds.load import Names, coded, described
+from dgharness.data.wilds.load import Names, described
 from dgharness.errors import UsageError
 
 
@@ -45,22 +43,13 @@ def with_unlabeled(dataset: Dataset, manifest: pd.DataFrame, reader: Reader) -> 
 
     Columns that ``manifest`` lacks are unknown in them; domains of theirs alone come last.
     """
-    own, further = dataset.manifest, manifest.reindex(columns=dataset.manifest.columns)
-    columns: dict[str, Any] = {}
-    for name in own.columns:
-        if name == "domain":
-            columns[name] = union_categoricals([own[name], manifest[name]])
-        elif name == "split":
-            codes = np.full(len(manifest), OFFICIAL.index("unlabeled"))
-            columns[name] = union_categoricals([own[name], coded(codes, OFFICIAL)])
-        elif isinstance(own[name].dtype, pd.CategoricalDtype):
-            unknown = further[name].astype(own[name].dtype)
-            columns[name] = pd.concat([own[name], unknown], ignore_index=True)
-        else:
-            columns[name] = pd.concat([own[name], further[name]], ignore_index=True)
-    return dataclasses.replace(
-        dataset, manifest=pd.DataFrame(columns), reader=Joined(dataset.reader, reader, len(own))
-    )
+    own = dataset.manifest
+    known, theirs = own["domain"].cat.categories, manifest["domain"].cat.categories
+    dtypes = {name: dtype for name, dtype in own.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)}
+    dtypes["domain"] = pd.CategoricalDtype(known.append(theirs[~theirs.isin(known)]))
+    further = manifest.reindex(columns=own.columns).assign(split="unlabeled").astype(dtypes)
+    joined = pd.concat([own.astype({"domain": dtypes["domain"]}), further], ignore_index=True)
+    return dataclasses.replace(dataset, manifest=joined, reader=Joined(dataset.reader, reader, len(own)))
 
 
 class Joined:

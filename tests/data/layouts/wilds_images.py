@@ -18,9 +18,9 @@ SIDE = 12
 SMALL = ("model.name=mlp", "model.width=4", "model.depth=1", "train.batch_size=4", f"data.size={SIDE}")
 # fmt: off
 COUNTRIES = [
-    "angola", "benin", "burkina_faso", "cameroon", "cote_d_ivoire", "democratic_republic_of_congo", "ethiopia",
-    "ghana", "guinea", "kenya", "lesotho", "malawi", "mali", "mozambique", "nigeria", "rwanda", "senegal",
-    "sierra_leone", "tanzania", "togo", "uganda", "zambia", "zimbabwe",
+    "angola", "benin", "burkina_faso", "cameroon", "cote_d_ivoire", "democratic_republic_of_congo",
+    "ethiopia", "ghana", "guinea", "kenya", "lesotho", "malawi", "mali", "mozambique", "nigeria", "rwanda",
+    "senegal", "sierra_leone", "tanzania", "togo", "uganda", "zambia", "zimbabwe",
 ]
 BDD_LABELS = [
     "bicycle", "bus", "car", "motorcycle", "pedestrian", "rider", "traffic light", "traffic sign", "truck",
@@ -207,7 +207,7 @@ def bdd100k(root: Path) -> None:
         for split, of_split in splits.items():
             names = [f"{split}_{number}.png" for number in range(8)]
             labels = {name: stream.integers(0, 2, len(names)) for name in BDD_LABELS}
-            rows = pd.DataFrame({"image": names, "group": stream.choice(of_split, len(names)), **labels})
+            rows = pd.DataFrame({"image": names, "group": np.resize(of_split, len(names)), **labels})
             rows.to_csv(folder / f"{scheme}_{split}.csv", index=False)
             if scheme == "timeofday":
                 pictures(folder / "images", names, width=21, height=SIDE)
