@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 algorithms_app = typer.Typer(help="The algorithms there are: list them, or show one.")
-datasets_app = typer.Typer(help="The datasets there are: list them, or show one.")
+datasets_app = typer.Typer(help="The datasets there are: list them, show one, or check one for faults.")
 app.add_typer(algorithms_app, name="algorithms")
 app.add_typer(datasets_app, name="datasets")
 
@@ -191,6 +191,19 @@ def show_dataset(name: str, data_root: DataRoot = "", as_json: AsJson = False) -
     from dgharness.listing import show_dataset
 
     show_dataset(name, data_root, as_json)
+
+
+@datasets_app.command("check")
+def check_dataset(
+    name: Annotated[str, typer.Argument(help="NAME, or folder:PATH and the like.")],
+    root: Annotated[str, typer.Option("--root", "--data-root", help="Where its files lie.")] = "",
+    set_: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Say what is missing or wrong; exits with 1 if anything is, with 2 if it cannot be loaded."""
+    from dgharness.checking import check_dataset
+
+    check_dataset(name, root, set_, as_json)
 
 
 @app.command("config")

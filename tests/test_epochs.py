@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from small_runs import assert_a_resumed_run_is_an_uninterrupted_one
 
 from dgharness.config import RunConfig, compose
 from dgharness.data.protocols import leave_one_domain_out
@@ -103,3 +104,12 @@ def test_epochs_of_a_preset_are_no_deviation_and_steps_in_their_place_are(tmp_pa
     shorter = prepare(compose(preset=str(preset), sets=["train.steps=4"]))
     assert (shorter.config.train.steps, shorter.config.train.epochs) == (4, None)
     assert any("train.steps 4" in deviation for deviation in deviations(shorter))
+
+
+@pytest.mark.parametrize("sampler", ["by-domain", "wilds-group", "wilds-uniform"])
+def test_a_resumed_run_of_epochs_is_an_uninterrupted_one(
+    mlflow_store: str, tmp_path: Any, examples: int, sampler: str
+) -> None:
+    """Ten updates, which cross the end of an epoch where batches are large."""
+    train = {"sampler": sampler, "rows": 1, "batch_size": 400, "steps": None, "epochs": 10 * 400 / examples}
+    assert_a_resumed_run_is_an_uninterrupted_one(mlflow_store, tmp_path, "group-dro", train=train)

@@ -125,9 +125,13 @@ class Dataset:
 
     def domain_number(self, domain: str) -> int:
         """The position of a domain, or a UsageError that names the nearest."""
-        if domain not in self.domains:
+        if domain not in self._domain_numbers:
             raise UsageError(f"{self.name} has no domain {domain!r}; {did_you_mean(domain, self.domains)}")
-        return self.domains.index(domain)
+        return self._domain_numbers[domain]
+
+    @cached_property
+    def _domain_numbers(self) -> dict[str, int]:
+        return {domain: number for number, domain in enumerate(self.domains)}
 
     @cached_property
     def digest(self) -> str:

@@ -106,7 +106,8 @@ class TrainingSource:
         if split == "val":
             return list(self.splits.rows["val"].values())
         domain_L = self.domain_M[self.index_L]
-        return [self.index_L[domain_L == number].numpy() for number in range(self.num_domains)]
+        counts = torch.bincount(domain_L + 1, minlength=self.num_domains + 1).tolist()  # -1 first
+        return [rows.numpy() for rows in self.index_L[domain_L.argsort(stable=True)].split(counts)[1:]]
 
     def annotated(self, found: Mapping[str, Tensor]) -> TrainingSource:
         """The same data with ``domain`` or ``group`` as found, one value per training row.

@@ -28,7 +28,14 @@ from dgharness.data.tasks import Task
 from dgharness.errors import UsageError
 
 STRIDES = (8, 16, 32, 64, 128)
-REACH = (0.0, 64.0, 128.0, 256.0, 512.0, math.inf)  # a level's boxes reach between two of these from a location
+REACH = (
+    0.0,
+    64.0,
+    128.0,
+    256.0,
+    512.0,
+    math.inf,
+)  # a level's boxes reach between two of these from a location
 CANDIDATES, LEAST_SCORE, OVERLAP = 1000, 0.05, 0.6  # of the paper's suppression of overlaps
 DETECTIONS = 300
 HALF = 0.5  # detections count above this score, and match above this intersection over union
@@ -89,8 +96,9 @@ def fcos_loss(outputs: Tensor, boxes: Tensor, places: Locations) -> Tensor:
     """FCOS' loss per image, of [..., A, 6] and [..., G, 4]."""
     if outputs.shape[-2:] != (len(places.stride_A), 6) or outputs.dim() != boxes.dim():
         raise UsageError(
-            f"the task detection needs outputs [{len(places.stride_A)}, 6] of an image of {places.size} pixels, "
-            f"and this model gives {list(outputs.shape[boxes.dim() - 2 :])}; choose the model fcos-resnet50"
+            f"the task detection needs outputs [{len(places.stride_A)}, 6] of an image of {places.size} "
+            f"pixels, and this model gives {list(outputs.shape[boxes.dim() - 2 :])}; "
+            "choose the model fcos-resnet50"
         )
     outputs_NA6, places = outputs.flatten(0, -3).float(), places.to(outputs.device)
     box_NA4, positive_NA = assigned(boxes.flatten(0, -3), places)

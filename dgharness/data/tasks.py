@@ -125,8 +125,8 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if logits.shape[:-1] != targets.shape:
         raise UsageError(
-            f"the task tokens needs outputs [{targets.shape[-1]}, vocabulary] of each example, and this model "
-            f"gives {list(logits.shape[targets.dim() - 1 :])}; choose the model code-gpt"
+            f"the task tokens needs outputs [{targets.shape[-1]}, vocabulary] of each example, and this "
+            f"model gives {list(logits.shape[targets.dim() - 1 :])}; choose the model code-gpt"
         )
     known = ~targets.isnan()
     loss = cross_entropy(logits, targets.nan_to_num().long())

@@ -1,8 +1,8 @@
 """GPT-2 as a language model of code, through the package transformers.
 
-Radford et al., *Language Models are Unsupervised Multitask Learners* (2019); by default CodeGPT, pretrained on
-Python (Lu et al., *CodeXGLUE*, 2021), as WILDS trains it on Py150. The features [N, L, D] are the states of
-the last layer at every token. The output layer starts as the embeddings of the tokens and is then trained
+Radford et al., *Language Models are Unsupervised Multitask Learners* (2019); by default CodeGPT, pretrained
+on Python (Lu et al., *CodeXGLUE*, 2021), as WILDS trains it on Py150. The features [N, L, D] are the states
+of the last layer at every token. The output layer starts as the embeddings of the tokens and is then trained
 apart from them, whereas in CodeGPT the two stay the same.
 
 The weights are found, checked and named as those of ``dgharness.models.transformer``; by default they are
@@ -75,8 +75,8 @@ def _featurizer(input_shape: tuple[int, ...], options: CodeGPTOptions) -> tuple[
     config = network.config
     if config.n_positions < input_shape.length or config.vocab_size < input_shape.vocabulary:
         raise UsageError(
-            f"the model code-gpt knows {config.vocab_size} tokens and {config.n_positions} positions here, and "
-            f"the data has {input_shape.vocabulary} and {input_shape.length}; give other weights or "
+            f"the model code-gpt knows {config.vocab_size} tokens and {config.n_positions} positions here, "
+            f"and the data has {input_shape.vocabulary} and {input_shape.length}; give other weights or "
             "--set model.weights=scratch"
         )
     return States(network), config.n_embd

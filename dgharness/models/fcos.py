@@ -36,7 +36,7 @@ from dgharness.models.resnet import CHECKPOINTS
 from dgharness.models.weights import PretrainedOptions, find_weights, load_weights, named_weights
 
 WIDTHS = [512, 1024, 2048]  # of ResNet-50's last three stages, on which the pyramid stands
-GROUPS = 32  # of the towers' GroupNorm
+GROUP = 8  # channels of a group in the towers' GroupNorm: 32 groups at the full width
 PRIOR = 0.01  # probability at the start that a location is within a thing
 RESNET_50 = (3, 4, 6, 3)
 
@@ -48,7 +48,7 @@ class FCOSOptions(PretrainedOptions):
     """Residual blocks of each stage."""
     bottleneck: Annotated[PositiveInt, Structural] = 64
     """Channels within the first stage's blocks; each stage doubles them."""
-    width: Annotated[PositiveInt, Field(multiple_of=GROUPS), Structural] = 256
+    width: Annotated[PositiveInt, Field(multiple_of=GROUP), Structural] = 256
     """Channels of the pyramid and of both towers."""
     tower: Annotated[NonNegativeInt, Structural] = 4
     """Convolutions of each tower."""
@@ -85,8 +85,9 @@ def _tower(options: FCOSOptions) -> nn.Sequential:
     for _ in range(options.tower):
         convolution = nn.Conv2d(options.width, options.width, 3, padding=1)
         nn.init.normal_(convolution.weight, std=0.01)
+        assert convolution.bias is not None
         nn.init.zeros_(convolution.bias)
-        layers += [convolution, nn.GroupNorm(GROUPS, options.width), nn.ReLU()]
+        layers += [convolution, nn.GroupNorm(options.width // GROUP, options.width), nn.ReLU()]
     return nn.Sequential(*layers)
 
 

@@ -85,9 +85,10 @@ class SumOfEmbeddings(nn.Module):
 
     def __init__(self, sizes: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
-        for table in self.tables:
+        tables = [nn.Embedding(size, width) for size in sizes]
+        for table in tables:
             nn.init.xavier_uniform_(table.weight)
+        self.tables = nn.ModuleList(tables)
 
     def forward(self, category: Tensor) -> Tensor:
         return torch.stack([table(category[:, k]) for k, table in enumerate(self.tables)]).sum(0)

@@ -1,7 +1,7 @@
 """A one-dimensional U-Net over a genomic sequence, with an output for every bin of its central half.
 
-Of the kind of Leopard (Li and Guan, *Fast decoding cell type-specific transcription factor binding landscape at
-single-nucleotide resolution*, 2021), which WILDS trains on ENCODE: five halvings from 15 channels, each
+Of the kind of Leopard (Li and Guan, *Fast decoding cell type-specific transcription factor binding landscape
+at single-nucleotide resolution*, 2021), which WILDS trains on ENCODE: five halvings from 15 channels, each
 half as wide again, and back with skip connections; convolutions of width 7, each followed by ReLU and
 BatchNorm. A bin is 200 places wide and begins 50 after the one before; the first begins a quarter into
 the sequence. Its features are the mean over its places, and one linear map serves all bins.
@@ -10,6 +10,8 @@ Shapes: N sequences, S places, W channels, T bins; the features [N, D] are those
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from pydantic import PositiveInt
@@ -36,7 +38,7 @@ class SequenceUNet(nn.Module):
         super().__init__()
         widths = [int(width * 1.5**level) for level in range(depth + 1)]
         self.inward = _block(channels, width)
-        self.down = nn.ModuleList(_block(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.down = nn.ModuleList(_block(a, b) for a, b in pairwise(widths))
         self.halve = nn.MaxPool1d(2)
         self.widen = nn.ModuleList(
             nn.ConvTranspose1d(b, a, kernel_size=2, stride=2)
@@ -92,8 +94,8 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 def _featurizer(input_shape: tuple[int, ...], options: SequenceUNetOptions) -> tuple[nn.Module, int]:
     if len(input_shape) != 2 or central(input_shape[1])[1] > input_shape[1] or input_shape[1] < 4 * WINDOW:
         raise UsageError(
-            f"the model sequence-unet takes sequences [channels, places] of at least {4 * WINDOW} places, and "
-            f"an example of this dataset has shape {list(input_shape)}; choose another model"
+            f"the model sequence-unet takes sequences [channels, places] of at least {4 * WINDOW} places, "
+            f"and an example of this dataset has shape {list(input_shape)}; choose another model"
         )
     bins = input_shape[1] // 2 // STEP
     return SequenceUNet(input_shape[0], options.width, options.depth), bins * options.width
@@ -102,8 +104,8 @@ def _featurizer(input_shape: tuple[int, ...], options: SequenceUNetOptions) -> t
 def _classifier(features: int, outputs: int, options: SequenceUNetOptions) -> nn.Module:
     if features != outputs * options.width:
         raise UsageError(
-            f"the model sequence-unet has an output for each of {features // options.width} bins here, and the "
-            f"task has {outputs}; choose another model"
+            f"the model sequence-unet has an output for each of {features // options.width} bins here, and "
+            f"the task has {outputs}; choose another model"
         )
     return EveryBin(options.width, outputs)
 

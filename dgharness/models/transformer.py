@@ -15,7 +15,6 @@ Shapes: N texts, L tokens, D features.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -84,9 +83,10 @@ class BertOptions(TransformerOptions):
 class Transformer(nn.Module):
     """A sequence classifier of Hugging Face without its last layer: a batch of tokens to features [N, D]."""
 
-    def __init__(self, network: nn.Module, dropout: float) -> None:
+    def __init__(self, network: Any, dropout: float) -> None:
         super().__init__()
         self.network = network
+        self.adds_mask = network.config._attn_implementation == "eager"
         self.network.dropout = nn.Dropout(dropout)
         self.network.classifier = nn.Identity()
 
@@ -94,7 +94,7 @@ class Transformer(nn.Module):
         # With a mask of four dimensions the library does not look whether there is any padding, which would
         # wait for the device and cannot be traced.
         mask_N11L = x["attention_mask"].bool()[:, None, None, :]
-        if self.network.config._attn_implementation == "eager":  # which adds the mask to its scores
+        if self.adds_mask:
             mask_N11L = torch.where(mask_N11L, 0.0, LOWEST)
         segments = {"token_type_ids": x["token_type_ids"]} if "token_type_ids" in x else {}
         return self.network(input_ids=x["input_ids"], attention_mask=mask_N11L, **segments).logits
@@ -214,11 +214,15 @@ def _fetched(architecture: str, name: str) -> Path:
     """The weights of that name from the local cache, else from the hub."""
     _transformers(architecture)
     from huggingface_hub import hf_hub_download  # what transformers itself fetches with
+    from huggingface_hub.errors import EntryNotFoundError
 
-    for local, file in itertools.product((True, False), FILES):
+    reason: Exception = FileNotFoundError(f"it has no {' or '.join(FILES)}")
+    for local in (True, False):
         try:
             hf_hub_download(name, "config.json", local_files_only=local)
-            return Path(hf_hub_download(name, file, local_files_only=local))
+            for file in FILES:
+                with contextlib.suppress(EntryNotFoundError):  # not in the cache, or not of that name
+                    return Path(hf_hub_download(name, file, local_files_only=local))
         except Exception as error:  # those of the client and of the network have no base in common
             reason = error
     raise UsageError(

@@ -46,8 +46,8 @@ def unmet(
         missing.append(f"a task of {' or '.join(needs.tasks)}, and {dataset.name} is {dataset.task.name}")
     if dataset.task.places and dataset.task.name not in (*needs.tasks, *needs.places):
         missing.append(
-            f"one vector of outputs and features for each example, and {dataset.name} ({dataset.task.name}) has "
-            "them for many places of it"
+            f"one vector of outputs and features for each example, and {dataset.name} ({dataset.task.name}) "
+            "has them for many places of it"
         )
     if needs.unlabeled and "unlabeled" not in splits.rows:
         missing.append(f"unlabeled data, which {dataset.name} under {config.protocol.name} does not provide")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from dgharness.config import RunConfig, TrainConfig
 from dgharness.data.dataset import Dataset
@@ -12,9 +13,7 @@ from dgharness.data.sampling import make_sampler
 from dgharness.errors import UsageError
 
 
-def in_updates(
-    resolved: RunConfig, asked: TrainConfig, dataset: Dataset, splits: Splits, train_grouping: Grouping
-) -> RunConfig:
+def in_updates(resolved: RunConfig, asked: TrainConfig, per_epoch: Callable[[], float]) -> RunConfig:
     """The resolved configuration with its epochs worked out, rounded up to whole updates.
 
     They become ``train.steps``, and ``optimizer.decay_every`` where its decays are in epochs; with
@@ -24,19 +23,19 @@ def in_updates(
     train, optimizer = resolved.train, resolved.optimizer
     if train.epochs is None and optimizer.decay_epochs is None:
         return resolved
-    per_epoch = updates_per_epoch(resolved, dataset, splits, train_grouping)
+    updates = per_epoch()
     if train.epochs is not None:
-        steps = math.ceil(train.epochs * per_epoch)
+        steps = math.ceil(train.epochs * updates)
         if asked.steps not in (None, steps):
             raise UsageError(
                 f"train.steps={asked.steps} and train.epochs={train.epochs:g}, which is {steps} updates "
                 "here, contradict each other; leave one of them out"
             )
         train = train.model_copy(
-            update={"steps": steps, "eval_every": asked.eval_every or math.ceil(per_epoch)}
+            update={"steps": steps, "eval_every": asked.eval_every or math.ceil(updates)}
         )
     if optimizer.decay_epochs is not None:
-        decay_every = math.ceil(optimizer.decay_epochs * per_epoch)
+        decay_every = math.ceil(optimizer.decay_epochs * updates)
         optimizer = optimizer.model_copy(update={"decay_every": decay_every})
     return resolved.model_copy(update={"train": train, "optimizer": optimizer})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -16,7 +17,7 @@ from dgharness.config import compose
 from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
-from dgharness.training.epochs import in_updates
+from dgharness.training.epochs import in_updates, updates_per_epoch
 from dgharness.training.leaderboard import leaderboard_tags
 from dgharness.training.prepare import Prepared
 
@@ -115,9 +116,9 @@ def deviations(prepared: Prepared) -> list[str]:
     if not prepared.algorithm.model and as_published.model.name:
         model = registry.load("models", as_published.model.name)
     published, _ = resolve(as_published, prepared.dataset, prepared.algorithm, model.options)
-    published = in_updates(
-        published, as_published.train, prepared.dataset, prepared.splits, prepared.train_grouping
-    )
+    # A batch of another size is a deviation, and that an epoch of such batches is longer is none.
+    per_epoch = partial(updates_per_epoch, config, prepared.dataset, prepared.splits, prepared.train_grouping)
+    published = in_updates(published, as_published.train, per_epoch)
     theirs, ours = flat(published), flat(config)
     written_for = preset_tree(config.preset).get("data", {}).get("name", config.data.name)
     elsewhere = written_for != config.data.name

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from dgharness.plugin import AlgorithmSpec
 from dgharness.resolution import Options, config_hash, resolve
 from dgharness.selection.rule import Rule
 from dgharness.training.checks import check_consistency, check_needs, check_stages
-from dgharness.training.epochs import in_updates
+from dgharness.training.epochs import in_updates, updates_per_epoch
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def prepare(config: RunConfig) -> Prepared:
         )
     train_grouping = training_groups(grouping(dataset.manifest, config.data.train_groups), splits)
     metric_groups(dataset.manifest, config.data.groups)
-    config = in_updates(config, asked, dataset, splits, train_grouping)
+    config = in_updates(config, asked, partial(updates_per_epoch, config, dataset, splits, train_grouping))
     check_consistency(config, dataset)
     check_needs(config.algorithm, algorithm.needs, config, dataset, splits, train_grouping)
     check_stages(config.algorithm, algorithm.stages(options.hp), config.train.steps or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -337,6 +338,15 @@ def test_what_there_is_too_much_of_is_left_out(share):
     assert len(np.unique(kept)) == len(kept) < 10_000
 
 
+def test_a_share_that_leaving_out_cannot_reach_is_refused():
+    digits = np.array([0] * 600 + [9] * 400)
+    exact = {"flip_prob": 0.0, "spur_prob": 0.0}
+    with pytest.raises(UsageError, match=r"data.attr_prob=0.45 cannot be reached .* as 0.400 of them are 1"):
+        drawn(digits, CMnistOptions(attr_prob=0.45, **exact))
+    _, y, _ = drawn(digits, CMnistOptions(label_prob=0.25, **exact))
+    assert (y.sum(), len(y)) == (200, 800)
+
+
 def test_the_digit_is_lit_in_its_colour_at_the_size_of_the_model(load):
     dataset = load("cmnist", size=32)
     assert len(dataset.manifest) == 60_000 and dataset.domains == ("red", "green")
@@ -358,7 +368,7 @@ def test_the_digit_is_lit_in_its_colour_at_the_size_of_the_model(load):
 def ece_of(p: np.ndarray, outcome: np.ndarray) -> float:
     edges = np.linspace(0, 1, 11)
     gap = 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         inside = (p >= low) & ((p < high) | ((high == 1) & (p == 1)))
         if inside.any():
             gap += inside.mean() * abs(p[inside].mean() - outcome[inside].mean())

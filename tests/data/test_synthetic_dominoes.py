@@ -148,6 +148,8 @@ def test_as_a_dataset_groups_are_label_by_upper_half():
     assert len(leave_one_domain_out(dataset, ["correlation 0"], 0).train_domains) == 2
 
 
-def test_a_correlation_named_twice_is_a_mistake():
+def test_correlations_that_cannot_be_are_mistakes():
+    with pytest.raises(UsageError, match="asks for 3 domains, and its upper images do not suffice"):
+        tiled(numbered(4, 0), numbered(30, 100))
     with pytest.raises(UsageError, match="must not name a value twice"):
         dominoes.load(None, None, 0, DominoesOptions(correlations=(0.5, 0.5)))

@@ -251,7 +251,7 @@ def test_a_comment_without_text_names_its_row(tmp_path: Path):
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        (",train,,", r"row 1 of wilds:civilcomments has the toxicity nan \(1 such rows\)"),
+        (",train,,", r"row 1 of wilds:civilcomments has the toxicity 'nan' \(1 such rows\)"),
         (",dev,0.7,", r"row 1 of wilds:civilcomments has the split 'dev' \(1 such rows\)"),
     ],
 )

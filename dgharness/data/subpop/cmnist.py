@@ -27,9 +27,10 @@ from dgharness.data.coloring import COLORS, Probability
 from dgharness.data.dataset import Dataset, DatasetSpec, InMemory
 from dgharness.data.mnist import FILES, MnistOptions, read_mnist
 from dgharness.data.protocols import OFFICIAL
-from dgharness.data.subpop.table import SubpopOptions, defaults, domain_of, subpopulations
+from dgharness.data.subpop.table import SubpopOptions, defaults, subpopulations, with_domain
 from dgharness.data.tasks import classification
 from dgharness.data.wilds.load import data_root
+from dgharness.errors import UsageError
 from dgharness.hparams import Annotated
 
 SEED = 666  # SubpopBench's, of every split
@@ -64,13 +65,13 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: CMni
     table = pd.concat(parts, ignore_index=True)
     manifest = pd.DataFrame(
         {
-            "y": pd.Categorical.from_codes(table["y"], ["0", "1"]),
-            "color": pd.Categorical.from_codes(table["color"], list(COLORS)),
+            "y": pd.Categorical.from_codes(table["y"], pd.Index(["0", "1"])),
+            "color": pd.Categorical.from_codes(table["color"], pd.Index(COLORS)),
             "split": pd.Categorical(table["split"], OFFICIAL),
         }
     )
     known = options.attributes == "known"
-    manifest.insert(1, "domain", domain_of(manifest, "color", known))
+    manifest = with_domain(manifest, "color", known)
     row_M, color_M = (torch.from_numpy(table[name].to_numpy(copy=True)) for name in ("row", "color"))
     return Dataset(
         name="subpop:cmnist",
@@ -96,20 +97,27 @@ def drawn(digit_N: np.ndarray, options: CMnistOptions) -> tuple[np.ndarray, np.n
     y_N = (digit_N >= 5) ^ (rng.random(len(digit_N)) < options.flip_prob)
     color_N = y_N ^ (rng.random(len(digit_N)) < options.spur_prob)
     kept = np.arange(len(digit_N))
-    for value_N, share in ((color_N, options.attr_prob), (y_N, options.label_prob)):
-        kept = _thinned(kept, value_N[kept], share, rng)
+    for name, value_N in (("attr_prob", color_N), ("label_prob", y_N)):
+        kept = _thinned(name, kept, value_N[kept], getattr(options, name), rng)
     return kept, y_N[kept].astype(np.int64), color_N[kept].astype(np.int64)
 
 
-def _thinned(kept: np.ndarray, value_N: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Rows without some of the value that there is too much of, so that ``share`` of the rest are 1."""
-    if share == 0.5:  # nothing is left out, not even to make the halves equal
+def _thinned(
+    name: str, kept: np.ndarray, value_N: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Without some rows of one value, so that ``share`` of the rest are 1; at one half all are kept."""
+    if share == 0.5:
         return kept
-    thinned_N = ~value_N if share > 0.5 else value_N
-    odds = (1 - share) / share if share > 0.5 else share / (1 - share)
-    size = int((~thinned_N).sum() * odds)
-    some = rng.choice(np.nonzero(thinned_N)[0], size=size, replace=False)
-    order = np.concatenate([np.nonzero(~thinned_N)[0], some])
+    rare_N = ~value_N if share > 0.5 else value_N
+    rare = min(share, 1 - share)
+    size = int((~rare_N).sum() * rare / (1 - rare))
+    if size > rare_N.sum():
+        raise UsageError(
+            f"data.{name}={share} cannot be reached by leaving examples out, as {value_N.mean():.3f} of them "
+            f"are 1; choose one half, or a value further from it"
+        )
+    some = rng.choice(np.nonzero(rare_N)[0], size=size, replace=False)
+    order = np.concatenate([np.nonzero(~rare_N)[0], some])
     rng.shuffle(order)
     return kept[order]
 

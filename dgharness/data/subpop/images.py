@@ -24,10 +24,10 @@ from dgharness.data.subpop.table import (
     SubpopOptions,
     Table,
     defaults,
-    domain_of,
     read_table,
     subpopulations,
     tested_on,
+    with_domain,
 )
 from dgharness.data.wilds.load import data_root
 from dgharness.errors import UsageError
@@ -86,7 +86,7 @@ def _load(
     manifest["path"] = path if images.folder else _from_folder(place / table.file, path, images.within)
     manifest = images.derived(manifest)
     known = getattr(options, "attributes", "unknown") == "known"
-    manifest.insert(1, "domain", domain_of(manifest, table.attribute, known))
+    manifest = with_domain(manifest, table.attribute, known)
     fields = subpopulations(manifest, table.attribute, known)
     if images.attribute:
         fields["hidden"] = (*fields["hidden"], images.attribute)

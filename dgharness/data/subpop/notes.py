@@ -18,10 +18,10 @@ from dgharness.data.subpop.table import (
     SubpopOptions,
     Table,
     defaults,
-    domain_of,
     read_table,
     row_numbers,
     subpopulations,
+    with_domain,
 )
 from dgharness.data.tasks import classification
 from dgharness.data.wilds.load import data_root
@@ -35,7 +35,7 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Subp
     """Read the table and map the features into memory; ``filename`` is a row of them."""
     place, known = data_root(root), options.attributes == "known"
     manifest = read_table("subpop:mimic-notes", place, TABLE)
-    manifest.insert(1, "domain", domain_of(manifest, TABLE.attribute, known))
+    manifest = with_domain(manifest, TABLE.attribute, known)
     features = _features(place / FEATURES)
     row_M = row_numbers(place / TABLE.file, manifest.pop("filename"), len(features), FEATURES)
     return Dataset(

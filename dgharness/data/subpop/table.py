@@ -128,11 +128,11 @@ def subpopulations(
     }
 
 
-def domain_of(manifest: pd.DataFrame, attribute: str, known: bool) -> pd.Categorical:
+def with_domain(manifest: pd.DataFrame, attribute: str, known: bool) -> pd.DataFrame:
     """The attribute as the domain, or one domain where training knows none."""
     if known and attribute:
-        return manifest[attribute].cat.remove_unused_categories()
-    return pd.Categorical.from_codes(np.zeros(len(manifest), dtype=np.int64), [WITHOUT])
+        return manifest.assign(domain=manifest[attribute].cat.remove_unused_categories())
+    return manifest.assign(domain=pd.Categorical([WITHOUT] * len(manifest)))
 
 
 def defaults(model: str, steps: int, eval_every: int) -> Defaults:
@@ -140,7 +140,7 @@ def defaults(model: str, steps: int, eval_every: int) -> Defaults:
     return Defaults(model, steps, eval_every, protocol="subpopulation", sampler="pooled")
 
 
-def _named(path: Path, column: pd.Series, names: Sequence[str]) -> pd.Categorical:
+def _named(path: Path, column: pd.Series, names: Sequence[str]) -> pd.Categorical[str]:
     number_M = pd.to_numeric(column, errors="coerce").astype("float64")
     if (wrong := ~number_M.isin(range(len(names)))).any():
         row = _first(wrong)
@@ -148,7 +148,7 @@ def _named(path: Path, column: pd.Series, names: Sequence[str]) -> pd.Categorica
             f"row {row} of {path} has {column.name}={column.iloc[row]!r}, which is not one of the numbers "
             f"0 to {len(names) - 1}; mend it or take the row out"
         )
-    return pd.Categorical.from_codes(number_M.astype("int64"), list(names))
+    return pd.Categorical.from_codes(number_M.astype("int64"), pd.Index(names))
 
 
 def _first(wrong: pd.Series) -> int:

@@ -17,10 +17,10 @@ from dgharness.data.subpop.table import (
     SubpopOptions,
     Table,
     defaults,
-    domain_of,
     read_table,
     row_numbers,
     subpopulations,
+    with_domain,
 )
 from dgharness.data.text import TextOptions, not_utf8, text_dataset
 from dgharness.data.wilds.load import data_root
@@ -58,7 +58,7 @@ def _load_fine(
     row_M, identity_M = np.nonzero(mentioned_M8)
     manifest = _manifest(comments.iloc[row_M], identity_M)
     known = options.attributes == "known"
-    manifest.insert(1, "domain", domain_of(manifest, "identity", known))
+    manifest = with_domain(manifest, "identity", known)
     return text_dataset(
         "subpop:civilcomments-fine",
         manifest,
@@ -79,10 +79,10 @@ def _load_coarse(
     row_M = np.concatenate([np.flatnonzero(train_M), row_M])
     identity_M = np.concatenate([np.full(train_M.sum(), -1), identity_M])
     manifest = _manifest(comments.iloc[row_M], identity_M)
-    any_M = mentioned_M8.any(1)[row_M]
-    manifest["any_identity"] = pd.Categorical.from_codes(any_M.astype(np.int64), ["no", "yes"])
+    any_M = np.asarray(mentioned_M8[row_M].any(axis=1), dtype=np.int64)
+    manifest["any_identity"] = pd.Categorical.from_codes(any_M, pd.Index(["no", "yes"]))
     known = options.attributes == "known"
-    manifest.insert(1, "domain", domain_of(manifest, "any_identity", known))
+    manifest = with_domain(manifest, "any_identity", known)
     return text_dataset(
         "subpop:civilcomments",
         manifest,
@@ -123,8 +123,8 @@ def _comments(name: str, root: Path) -> tuple[pd.DataFrame, np.ndarray]:
 def _manifest(comments: pd.DataFrame, identity_M: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "y": pd.Categorical.from_codes((comments["toxicity"] >= 0.5).astype("int64"), LABELS),
-            "identity": pd.Categorical.from_codes(identity_M, IDENTITIES),
+            "y": pd.Categorical.from_codes((comments["toxicity"] >= 0.5).astype("int64"), pd.Index(LABELS)),
+            "identity": pd.Categorical.from_codes(identity_M, pd.Index(IDENTITIES)),
             "split": pd.Categorical(comments["split"], OFFICIAL),
         }
     )
@@ -170,7 +170,7 @@ def _load_multinli(
             f"row {row} of {table} says {manifest['y'].iloc[row]}, and its sentences in {place / PAIRS} say "
             f"{chosen['gold_label'].iloc[row]}: they do not belong together; fetch GLUE's files again"
         )
-    manifest.insert(1, "domain", domain_of(manifest, RELATIONS.attribute, known))
+    manifest = with_domain(manifest, RELATIONS.attribute, known)
     return text_dataset(
         "subpop:multinli",
         manifest,

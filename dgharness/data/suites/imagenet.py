@@ -7,9 +7,9 @@ only be scored. A suite of fewer than 1,000 classes restricts what is trained to
 Classes are named by their WordNet ids, in their order: as imagenet/imagenet_class_index.json says, or
 imagenet/LOC_synset_mapping.txt, or else the folders of imagenet/train or imagenet/val.
 
-Papers: Recht et al., Do ImageNet Classifiers Generalize to ImageNet? (2019); Hendrycks et al., The Many Faces
-of Robustness (2021) and Natural Adversarial Examples (2021); Wang et al., Learning Robust Global
-Representations by Penalizing Local Predictive Power (2019).
+Paper: Recht et al., Do ImageNet Classifiers Generalize to ImageNet? (V2, 2019); Hendrycks et al., The Many
+    Faces of Robustness (R, 2021) and Natural Adversarial Examples (A, 2021); Wang et al., Learning Robust
+    Global Representations by Penalizing Local Predictive Power (Sketch, 2019)
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ def tiled(
         agrees_N = torch.randperm(len(rows), generator=stream) < round((1 + correlation) / 2 * len(rows))
         top_N = torch.where(agrees_N, y_N, 1 - y_N)
         pools = [pool[upper[1][pool] == label] for label in (0, 1)]
+        if not all(len(own) for own in pools):
+            raise UsageError(
+                f"data.correlations asks for {len(correlations)} domains, and its upper images do not "
+                "suffice for so many; name fewer"
+            )
         draws = [own[torch.randint(len(own), (len(rows),), generator=stream)] for own in pools]
         drawn_N = torch.where(top_N == 1, draws[1], draws[0])
         x = torch.cat([upper[0][drawn_N], lower[0][rows]], dim=2)

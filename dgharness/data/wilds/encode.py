@@ -1,8 +1,8 @@
 """Where a transcription factor binds to the genome, in cell types and chromosomes that training did not see.
 
-A window of 12,800 base pairs has five channels: which base each is, and how accessible the chromatin is there. The
-128 labels are those of bins of 200 base pairs in its central half; an ambiguous one is NaN. The factor is
-MAX, or JUND with the split scheme tf.JUND.official.
+A window of 12,800 base pairs has five channels: which base each is, and how accessible the chromatin
+is there. The 128 labels are those of bins of 200 base pairs in its central half; an ambiguous one is NaN. The
+factor is MAX, or JUND with the split scheme tf.JUND.official.
 
 Paper: Li, Quang and Guan, Anchor: trans-cell Type Prediction of Transcription Factor Binding Sites, Genome
 Research 2019; the dataset is that of the ENCODE-DREAM challenge, in the form of the package wilds 2.0
@@ -82,7 +82,7 @@ def _numbers_from_names() -> Iterator[None]:
     def replaced(series: pd.Series, *args: Any, **kwargs: Any) -> pd.Series:
         return replace(series.astype(object), *args, **kwargs).infer_objects()
 
-    pd.Series.replace = replaced  # type: ignore[method-assign]
+    pd.Series.replace = replaced  # type: ignore
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
-"""Wheat heads in photographs of fields, taken in sessions (a place, a time, a camera) that training did not see.
+"""Wheat heads in photographs of fields, from sessions (a place, a time, a camera) that training did not see.
 
 The boxes are in pixels of 1024 x 1024; they shrink with the images where data.size is smaller. WILDS trains
 Faster R-CNN; the detector here is another one, ``dgharness.models.fcos``, by the same evaluation.
 
-Paper: David et al., Global Wheat Head Dataset 2021, arXiv:2105.07660; Koh et al., WILDS: A Benchmark of in-the-Wild
-Distribution Shifts, ICML 2021, arXiv:2012.07421
+Paper: David et al., Global Wheat Head Dataset 2021, arXiv:2105.07660; Koh et al., WILDS: A Benchmark of
+in-the-Wild Distribution Shifts, ICML 2021, arXiv:2012.07421
 
 Shapes: M rows of the manifest, N images of a batch, G boxes of an image at most (rows of NaN where it has
 fewer), K detections of an image.

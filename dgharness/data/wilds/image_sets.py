@@ -54,6 +54,8 @@ class ImageSet:
     groups: tuple[str, ...]  # of the metrics, as in its own evaluation
     model: str
     metric: str
+    rows: int | None = None  # domains of a batch, None for all of them, and examples of each
+    batch_size: int | None = None
     replicates: int = 0
     train_groups: tuple[str, ...] = ("domain",)
     attributes: tuple[str, ...] | None = None  # None: every metadata field
@@ -81,7 +83,9 @@ def load(kind: ImageSet, argument: str | None, root: Path | None, seed: int, opt
         options,
         fit=kind.fit,
         task=kind.task,
-        defaults=Defaults(model=kind.model, eval_every=300, protocol="official"),
+        defaults=Defaults(
+            kind.model, eval_every=300, protocol="official", rows=kind.rows, batch_size=kind.batch_size
+        ),
         groups=kind.groups,
         train_groups=kind.train_groups,
         official_metric=kind.metric,

@@ -44,6 +44,8 @@ _CAMELYON17 = ImageSet(
     groups=("slide",),
     model="densenet121",
     metric="acc_avg",
+    rows=2,
+    batch_size=16,
     replicates=10,
 )
 camelyon17 = DatasetSpec(
@@ -79,6 +81,8 @@ _IWILDCAM = ImageSet(
     attributes=("location", "year", "month", "hour"),
     model="resnet50",
     metric="F1-macro_all",
+    rows=2,
+    batch_size=8,
     replicates=LEADERBOARD,
 )
 iwildcam = DatasetSpec(
@@ -106,6 +110,8 @@ _FMOW = ImageSet(
     names=lambda source: {"y": list(source.category_to_idx)},
     model="densenet121",
     metric="acc_worst_region",
+    rows=8,
+    batch_size=8,
     replicates=LEADERBOARD,
 )
 fmow = DatasetSpec(
@@ -137,6 +143,8 @@ _RXRX1 = ImageSet(
     attributes=("cell_type", "experiment", "plate", "site"),
     model="resnet50",
     metric="acc_avg",
+    rows=9,
+    batch_size=8,
     replicates=LEADERBOARD,
     prepare=standardise_each,
     augment=turn_and_flip,
@@ -183,6 +191,7 @@ _DOMAINNET = ImageSet(
     unlabeled_arguments=lambda options: {"extra_domain": options.extra_domain},
     model="resnet50",
     metric="acc_avg",
+    batch_size=96,
     fit="squash-crop",
 )
 domainnet = DatasetSpec(
@@ -212,6 +221,7 @@ _CELEBA = ImageSet(
     names=lambda source: {"male": ["female", "male"]},
     model="resnet50",
     metric="acc_wg",
+    batch_size=32,
     fit="centre",
 )
 celebA = DatasetSpec(
@@ -236,6 +246,7 @@ _WATERBIRDS = ImageSet(
     train_groups=("background", "y"),
     model="resnet50",
     metric="acc_wg",
+    batch_size=64,
     fit="squash-crop",
 )
 waterbirds = DatasetSpec(
@@ -265,6 +276,7 @@ def _bdd100k(scheme: str) -> ImageSet:
         groups=(scheme,),
         model="resnet50",
         metric="acc_all",
+        batch_size=32,
         fit="centre",
         predict=lambda logits: (logits > 0).float(),
         task=multilabel(9),

@@ -216,7 +216,8 @@ def official_eval(
 def readable(found: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of ``dataset.eval`` that are worth a name; what an empty group got is NaN, never 0.
 
-    Above 50 groups only the summaries are given.
+    Above 50 groups only the summaries are given. The worst of the groups is as the package has it: for
+    civilcomments a cell without examples counts there as 0.
 
     >>> readable({"acc_avg": 0.5, "acc_y:0": 0.5, "count_y:0": 4, "acc_y:1": 0.0, "count_y:1": 0})
     {'acc_avg': 0.5, 'acc_y:0': 0.5, 'count_y:0': 4.0, 'acc_y:1': nan, 'count_y:1': 0.0}

@@ -1,10 +1,11 @@
-"""Which of 128 biological assays a molecule is active in, for molecules built on scaffolds unseen in training.
+"""Which of 128 biological assays a molecule is active in, for scaffolds that training did not see.
 
 A label that was never measured is NaN. The graphs are those of the package ogb, which reads them from its raw
 files once and keeps what it made of them beside these.
 
-Paper: Hu et al., Open Graph Benchmark: Datasets for Machine Learning on Graphs, NeurIPS 2020, arXiv:2005.00687;
-Koh et al., WILDS: A Benchmark of in-the-Wild Distribution Shifts, ICML 2021, arXiv:2012.07421
+Paper: Hu et al., Open Graph Benchmark: Datasets for Machine Learning on Graphs, NeurIPS 2020,
+arXiv:2005.00687; Koh et al., WILDS: A Benchmark of in-the-Wild Distribution Shifts, ICML 2021,
+arXiv:2012.07421
 
 Shapes: M rows of the manifest, N molecules of a batch, T = 128 assays.
 """

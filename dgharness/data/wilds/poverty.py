@@ -53,7 +53,7 @@ def load(argument: str | None, root: Path | None, seed: int, options: PovertyOpt
         task=regression(),
         input_shape=reader.shape,
         profile="large",
-        defaults=Defaults(model="resnet18", eval_every=300, protocol="official"),
+        defaults=Defaults("resnet18", eval_every=300, protocol="official", rows=8, batch_size=8),
         groups=("urban",),
         official=official_eval(
             source, lambda outputs: outputs.mean(-1, keepdim=True), manifest["row"].to_numpy(copy=True)

@@ -1,11 +1,11 @@
 """The next token of Python code, in repositories that training did not see.
 
-A file is 256 tokens of CodeGPT's vocabulary; where there is padding no token is asked for. The benchmark counts
-the names of classes and methods; the accuracies of the other kinds of token stand beside it.
+A file is 256 tokens of CodeGPT's vocabulary; where there is padding no token is asked for. The benchmark
+counts the names of classes and methods; the accuracies of the other kinds of token stand beside it.
 
 Paper: Raychev et al., Probabilistic Model for Code with Decision Trees, OOPSLA 2016; Lu et al., CodeXGLUE,
-NeurIPS Datasets and Benchmarks 2021, arXiv:2102.04664; Koh et al., WILDS: A Benchmark of in-the-Wild Distribution
-Shifts, ICML 2021, arXiv:2012.07421
+NeurIPS Datasets and Benchmarks 2021, arXiv:2102.04664; Koh et al., WILDS: A Benchmark of in-the-Wild
+Distribution Shifts, ICML 2021, arXiv:2012.07421
 
 Shapes: M rows of the manifest, N sequences of a batch, L tokens of one.
 """

@@ -176,7 +176,7 @@ def _check_comments(source: Any) -> None:
         if len(unknown := np.flatnonzero(~known)):
             row = int(unknown[0])
             raise UsageError(
-                f"row {row} of wilds:civilcomments has the {column} {table[column].iloc[row]!r} "
+                f"row {row} of wilds:civilcomments has the {column} '{table[column].iloc[row]}' "
                 f"({len(unknown)} such rows); mend it or take the row out"
             )
 

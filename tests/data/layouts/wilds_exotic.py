@@ -134,7 +134,10 @@ def write_encode(root: Path) -> None:
     pattern = np.eye(4, dtype=np.uint8)[rng.integers(0, 4, 500)]
     np.savez_compressed(
         folder / "sequence.npz",
-        **{name: np.tile(np.roll(pattern, n, axis=0), (LENGTH // 500, 1)) for n, name in enumerate(CHROMOSOMES)},
+        **{
+            name: np.tile(np.roll(pattern, n, axis=0), (LENGTH // 500, 1))
+            for n, name in enumerate(CHROMOSOMES)
+        },
     )
     rows = [
         (chromosome, 3200 + 50 * n, 9600 + 50 * n, cell)
@@ -142,7 +145,9 @@ def write_encode(root: Path) -> None:
         for cell in CELLS
         for n in range(9 if chromosome in EVALUATED else 2)
     ]
-    pd.DataFrame(rows).to_csv(folder / "labels" / "MAX" / "metadata_df.bed", sep="\t", header=False, index=False)
+    pd.DataFrame(rows).to_csv(
+        folder / "labels" / "MAX" / "metadata_df.bed", sep="\t", header=False, index=False
+    )
     labels = rng.choice(np.float32([0.0, 0.5, 1.0]), (len(rows), 128), p=[0.8, 0.1, 0.1])
     labels[rng.random(len(rows)) < 0.2] = 0.0  # not bound at all
     np.save(folder / "labels" / "MAX" / "metadata_y.npy", labels)
