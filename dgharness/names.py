@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _LONGEST = 120  # a key is "split/metric/name" and MLflow allows 250 characters for all of it
+_NAMED = 50  # domains; of more, the metrics are summaries as well
 
 
 def slug(name: str) -> str:
@@ -41,6 +42,15 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
     names = list(dict.fromkeys(names))
     taken = Counter(slug(name).casefold() for name in names)
     return {name: slug(name) if taken[slug(name).casefold()] == 1 else _marked(name) for name in names}
+
+
+def listed(names: Collection[str], separator: str = ", ") -> str:
+    """Names of domains one after the other, or how many there are where those are too many to name.
+
+    >>> listed(["art", "photo"]), listed([str(n) for n in range(1000)])
+    ('art, photo', '1000 domains')
+    """
+    return separator.join(names) if len(names) <= _NAMED else f"{len(names)} domains"
 
 
 def find(metrics: Mapping[str, float], prefix: str, name: str) -> float | None:

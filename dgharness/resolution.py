@@ -138,7 +138,7 @@ def _in_order(targets: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
 
 
 # Where it runs, where files lie and what is printed; the digests of data and weights say what was in them.
-PLACES = ("execution", "preset", "plugins", "shown", "weights_file", "cache_dir", "download")
+PLACES = ("execution", "preset", "plugins", "shown", "weights_file", "cache", "cache_dir", "download")
 
 
 def config_hash(

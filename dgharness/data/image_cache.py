@@ -125,10 +125,10 @@ def _decode_all(folder: Path, images: Sequence[ImageFile], size: int, fit: Fit) 
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images), CHUNK):
             paths = [folder / image.path for image in images[start : start + CHUNK]]
-            yield from pool.map(_decode, paths, [size] * len(paths), [fit] * len(paths))
+            yield from pool.map(decode, paths, [size] * len(paths), [fit] * len(paths))
 
 
-def _decode(path: Path, size: int, fit: Fit) -> np.ndarray | str:
+def decode(path: Path, size: int, fit: Fit) -> np.ndarray | str:
     """[3, size, size] uint8, squashed to a square as DomainBed does in evaluation, or cropped; or why not."""
     try:
         with Image.open(path) as image:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dgharness.data.augmentation import augment
 from dgharness.data.dataset import Dataset, Defaults
-from dgharness.data.image_cache import Fit, ImageFile, decoded, default_cache_dir
+from dgharness.data.image_cache import Decoded, Fit, ImageFile, decode, decoded, default_cache_dir
 from dgharness.data.tasks import Task, classification
 from dgharness.errors import UsageError
 from dgharness.hparams import Annotated, Hparams
@@ -45,6 +45,9 @@ class ImageOptions(Hparams):
     """Side in pixels to which every image is brought."""
     augment: bool = True
     """DomainBed's random crop, flip, colour jitter and grayscale, in training only."""
+    cache: bool = True
+    """Keep decoded images on disk. Without, every image is decoded whenever it is drawn, which is slow and
+    takes no disk: a cache has 3 x size x size bytes for each image."""
     cache_dir: Path | None = None
     """Where decoded images are kept; by default .dgharness-cache under the user's cache directory."""
     skip_unreadable: bool = False
@@ -74,16 +77,23 @@ def image_dataset(
     files = image_files(root, manifest["path"].tolist()) if files is None else files
     augmentation = fields.pop("augment", augment)
     manifest = manifest.assign(bytes=np.array([file.bytes for file in files], dtype=np.int64))
-    pixels = decoded(
-        root, files, options.size, options.cache_dir or default_cache_dir(), options.skip_unreadable, fit
-    )
+    if not options.cache:
+        if options.skip_unreadable:
+            raise UsageError(
+                "data.skip_unreadable needs the cache, where images are decoded before training; drop one of "
+                "data.skip_unreadable=true and data.cache=false"
+            )
+        pixels = Decoded(root, {})
+    else:
+        place = options.cache_dir or default_cache_dir()
+        pixels = decoded(root, files, options.size, place, options.skip_unreadable, fit)
     if pixels.unreadable:
         log.warning("%d unreadable images of %s are left out", len(pixels.unreadable), root)
     kept = np.setdiff1d(np.arange(len(files), dtype=np.int64), np.array([*pixels.unreadable], dtype=np.int64))
     return Dataset(
         name=name,
         manifest=manifest.iloc[kept].reset_index(drop=True),
-        reader=MemoryMapped(pixels.file, kept),
+        reader=MemoryMapped(pixels.file, kept) if options.cache else Decoding(root, files, options.size, fit),
         task=task or classification(len(manifest["y"].cat.categories)),
         input_shape=(3, options.size, options.size),
         profile="large",
@@ -147,6 +157,25 @@ class MemoryMapped:
 
     def __reduce__(self) -> tuple[type[MemoryMapped], tuple[Path, np.ndarray]]:
         return MemoryMapped, (self.file, self.kept)  # another process maps the file itself
+
+
+class Decoding:
+    """A reader that decodes image files whenever they are asked for, [N, 3, H, W] uint8."""
+
+    def __init__(self, root: Path, files: Sequence[ImageFile], size: int, fit: Fit) -> None:
+        self.root, self.files, self.size, self.fit = root, files, size, fit
+
+    def __call__(self, index_N: Tensor) -> Tensor:
+        paths = [self.root / self.files[row].path for row in index_N.tolist()]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = list(pool.map(decode, paths, [self.size] * len(paths), [self.fit] * len(paths)))
+        for path, pixels in zip(paths, found, strict=True):
+            if isinstance(pixels, str):
+                raise UsageError(f"the image {path} cannot be read ({pixels}); mend it or take its row out")
+        return torch.from_numpy(np.stack(found))
+
+    def to(self, device: torch.device) -> Decoding:
+        return self
 
 
 def standardise(x_N3HW: Tensor) -> Tensor:

@@ -158,8 +158,7 @@ def _hugging_face(name: str) -> Any:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise UsageError(
-            f"the tokenizer {name} needs the package transformers: pip install 'dgharness[text]', or "
-            f"--set data.tokenizer={HASHING} to train from scratch without it"
+            f"the tokenizer {name} needs the package transformers: pip install 'dgharness[text]'"
         ) from error
     where = str(Path(name).expanduser())
     if Path(where).is_dir():
@@ -171,7 +170,7 @@ def _hugging_face(name: str) -> Any:
     for kwargs in attempts:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, use_fast=True, **kwargs)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file makes the readers raise almost anything
             reason = error
             continue
         if len(tokenizer) == len(tokenizer.all_special_ids):

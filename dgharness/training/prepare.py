@@ -20,6 +20,7 @@ from dgharness.data.protocols import PROTOCOLS, Splits
 from dgharness.errors import UsageError
 from dgharness.hparams import checked
 from dgharness.models.model import ModelSpec
+from dgharness.names import listed
 from dgharness.plugin import AlgorithmSpec
 from dgharness.resolution import Options, config_hash, resolve
 from dgharness.selection.rule import Rule
@@ -50,7 +51,7 @@ class Prepared:
     def name(self) -> str:
         """As it stands in MLflow: ``irmv1/PACS/sketch/h3t1``."""
         config = self.config
-        targets = "+".join(self.splits.targets)
+        targets = listed(self.splits.targets, "+")
         return f"{config.algorithm}/{self.dataset.name}/{targets}/h{config.hparams_seed}t{config.trial_seed}"
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dgharness.metrics.measure import ACCURACY, measure_of
-from dgharness.names import find
+from dgharness.metrics.scores import FEW
+from dgharness.names import find, listed
 from dgharness.selection.rule import Evaluation
 from dgharness.training.leaderboard import against_rules
 
@@ -62,6 +63,8 @@ def worst_domain(run: Run, evaluation: Evaluation) -> tuple[str, float]:
     measure = measure_of(evaluation.metrics)
     found = {d: find(evaluation.metrics, f"val/{measure.key}/", d) for d in run.splits.rows["val"]}
     known = [(d, value) for d, value in found.items() if value is not None]
+    if not known:  # of many domains only summaries are logged
+        return "", evaluation.metrics[f"val/{measure.key}_worst_domain"]
     return min(known, key=lambda pair: measure.sign * pair[1])
 
 
@@ -109,22 +112,18 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
     methods = [config.averaging.name, config.tta.name]
     title = [
         " + ".join(dict.fromkeys([config.algorithm, *(name for name in methods if name != "none")])),
-        f"{dataset.name}{' (a toy)' if dataset.toy else ''} → {' + '.join(splits.targets)}",
+        f"{dataset.name}{' (a toy)' if dataset.toy else ''} → {listed(splits.targets, ' + ')}",
         f"{config.model.name}/{weights}" + (f" (sha {sha[:4]}…)" if sha else ""),
         "tuning full",
         f"preset {config.preset}" if config.preset else "no preset",
         f"h{config.hparams_seed} t{config.trial_seed}",
     ]
-    train, test = (
-        ", ".join(f"{domain} {n}" for domain, n in count[split].items()) for split in ("train", "test")
-    )
+    train, val, test = (_counted(count[split], names=split != "val") for split in ("train", "val", "test"))
     oracle_only = sum(count["test_holdout"].values()) if "test_holdout" in count else None
     held_back = "" if oracle_only is None else f" (+{oracle_only} oracle only)"
     lines = [
         " · ".join(title),
-        f"data      train {train} | "
-        f"val {' '.join(map(str, count['val'].values()))} | "
-        f"test {test}{held_back} | split {splits.digest[:4]}…",
+        f"data      train {train} | val {val} | test {test}{held_back} | split {splits.digest[:4]}…",
     ]
     if prepared.algorithm.needs.groups:
         names = prepared.train_grouping.names
@@ -149,23 +148,38 @@ def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepar
     config = prepared.config
     rule = config.selection.shown if config.selection.shown in chosen else next(iter(chosen))
     evaluation, last = chosen[rule], chosen.get("last", chosen[rule])
+    metrics, measure = evaluation.metrics, measure_of(evaluation.metrics)
+    rows_by_domain = prepared.splits.rows["test"]
     test = [
         f"{domain} {_shown(evaluation, 'test', domain)} [{_shown(last, 'test', domain)}] n={len(rows)}"
-        for domain, rows in prepared.splits.rows["test"].items()
+        for domain, rows in rows_by_domain.items()
     ]
-    if config.tta.name != "none":
+    if len(test) > FEW:
+        mean, of_last = (each.metrics[f"test/{measure.key}_domain_mean"] for each in (evaluation, last))
+        n = sum(map(len, rows_by_domain.values()))
+        test = [f"mean of {len(test)} domains {measure.shown(mean)} [{measure.shown(of_last)}] n={n}"]
+    elif config.tta.name != "none":
         plain = [f"{d} {_shown(evaluation, 'test_unadapted', d)}" for d in prepared.splits.targets]
         test.append(f"without {config.tta.name} {', '.join(plain)}")
-    metrics, measure = evaluation.metrics, measure_of(evaluation.metrics)
-    further = (
-        f"worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}"
-        if measure is ACCURACY
-        else f"({measure.name}; lower is better)"
-    )
+    if measure is not ACCURACY:
+        further = f"({measure.name}; lower is better)"
+    elif "test/worst_class_acc" in metrics:
+        further = f"worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}"
+    else:
+        official = prepared.dataset.official_metric
+        value = find(metrics, "test/official/", official)
+        further = f"official {official} {value:.3f}" if value is not None else ""
     return [
         f"result    checkpoint {evaluation.step} by {rule} (last step in brackets)",
         f" test     {'   '.join(test)}   worst group {worst_group(metrics)}   {further}",
     ]
+
+
+def _counted(count: Mapping[str, int], names: bool) -> str:
+    """Examples of each domain, or of all where they are many."""
+    if len(count) > FEW:
+        return f"{sum(count.values())} of {len(count)} domains"
+    return ", ".join(f"{d} {n}" for d, n in count.items()) if names else " ".join(map(str, count.values()))
 
 
 def _shown(evaluation: Evaluation, split: str, domain: str) -> str:

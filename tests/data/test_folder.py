@@ -155,3 +155,19 @@ def test_real_pacs_has_four_domains_of_seven_classes(real_data, tmp_path):
     torch.testing.assert_close(dataset.prepare(dataset.reader(rows)), expected, atol=1e-5, rtol=0)
     splits = leave_one_domain_out(dataset, ["sketch"], 0)
     assert np.concatenate(list(splits.rows["train"].values())).max() < dataset.rows_of("sketch")[0]
+
+
+def test_without_a_cache_the_images_are_the_same_and_nothing_is_kept(photos: Path, tmp_path: Path):
+    kept = folder.load(str(photos), None, 0, ImageOptions(size=8, cache_dir=tmp_path / "cache"))
+    read = folder.load(str(photos), None, 0, ImageOptions(size=8, cache=False, cache_dir=tmp_path / "none"))
+    index_N = torch.tensor([3, 0, 3, 11])
+    assert torch.equal(read.reader(index_N), kept.reader(index_N))
+    assert read.digest == kept.digest and not (tmp_path / "none").exists()
+
+
+def test_without_a_cache_an_unreadable_image_is_named_when_it_is_drawn(photos: Path):
+    (photos / "art" / "cat" / "00.png").write_bytes(b"no image")
+    dataset = folder.load(str(photos), None, 0, ImageOptions(size=8, cache=False))
+    dataset.reader(torch.tensor([1]))
+    with pytest.raises(UsageError, match=r"art/cat/00\.png cannot be read"):
+        dataset.reader(torch.tensor([0, 1]))

@@ -86,6 +86,14 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path):
         tokens(["good"], tokenizer=str(tmp_path))
 
 
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path):
+    pytest.importorskip("transformers")
+    (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(UsageError, match=rf"the tokenizer {tmp_path} is neither a folder with tokenizer"):
+        tokens(["good"], tokenizer=str(tmp_path))
+
+
 def test_the_cache_is_asked_before_the_hub_and_failing_both_the_switches_are_named(monkeypatch: Any):
     transformers = pytest.importorskip("transformers")
     asked = []
@@ -102,7 +110,7 @@ def test_the_cache_is_asked_before_the_hub_and_failing_both_the_switches_are_nam
 
 def test_without_transformers_the_extra_is_named_and_hashing_works(monkeypatch: Any):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UsageError, match=r"pip install 'dgharness\[text\]', or --set data.tokenizer=hashing"):
+    with pytest.raises(UsageError, match=r"pip install 'dgharness\[text\]'"):
         tokens(["good"], tokenizer="bert-base-somebody")
     assert tokens(["good"])["input_ids"].shape == (1, 2)
 

@@ -18,6 +18,7 @@ import pandas as pd
 from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.image_cache import Fit
 from dgharness.data.images import ImageOptions, image_dataset
+from dgharness.data.subpop.official import METRIC
 from dgharness.data.subpop.table import (
     LEFT_OUT,
     SPLITS,
@@ -59,6 +60,7 @@ class Images:
     further: Mapping[str, str] = field(default_factory=dict)  # what test_split may name -> split of the table
     derived: Callable[[pd.DataFrame], pd.DataFrame] = lambda manifest: manifest  # adds columns
     attribute: str = ""  # added by ``derived``: measured, but in no group and never seen in training
+    metric: str = METRIC  # what SubpopBench judges it by
 
 
 def image_spec(
@@ -87,7 +89,7 @@ def _load(
     manifest = images.derived(manifest)
     known = getattr(options, "attributes", "unknown") == "known"
     manifest = with_domain(manifest, table.attribute, known)
-    fields = subpopulations(manifest, table.attribute, known)
+    fields = subpopulations(manifest, table.attribute, known, metric=images.metric)
     if images.attribute:
         fields["hidden"] = (*fields["hidden"], images.attribute)
     return image_dataset(
@@ -236,6 +238,7 @@ def _breeds(name: str, classes: int) -> DatasetSpec:
         further={"zs": "3"},
         derived=_with_subclass,
         attribute="subclass",
+        metric="accuracy",
     )
     return image_spec(name, images, BreedsOptions)
 

@@ -46,16 +46,17 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Subp
         input_shape=features.shape[1:],
         defaults=defaults("mlp", 10000, 200),
         prepare=_prepare,
-        **subpopulations(manifest, TABLE.attribute, known),
+        **subpopulations(manifest, TABLE.attribute, known, metric="auroc_worst_attribute"),
     )
 
 
 mimic_notes = DatasetSpec(
     load,
     SubpopOptions,
-    layout=f"{TABLE.layout}\n{FEATURES}: [rows, 10000], dense; filename is the row of it",
+    layout=f"{TABLE.layout}\n{FEATURES}\n  an array [rows, 10000], not sparse; filename is its row",
     doc=__doc__,
 )
+"""Death or survival in intensive care, from the words of the first notes (Johnson et al. 2016)."""
 
 
 def _features(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""SubpopBench's own evaluation: the ten columns of its tables, and the worst class that it selects by.
+"""SubpopBench's own evaluation: the columns of its tables, and the worst class that it selects by.
 
 Its conventions, where they differ from the harness' own metrics: class 1 of two is predicted from a
 probability of one half upwards; ``adjusted_accuracy`` is the plain mean over the groups that occur, not
@@ -31,18 +31,25 @@ NAMES = (
     "f1_avg",
     "f1_worst",
     "auroc",
+    "auroc_worst_attribute",
     "ece",
 )
 
 
-def evaluation(targets_M: Tensor, group_M: Tensor) -> Callable[[Tensor, np.ndarray], dict[str, float]]:
+def evaluation(
+    targets_M: Tensor, group_M: Tensor, values: int
+) -> Callable[[Tensor, np.ndarray], dict[str, float]]:
     """What ``Dataset.official`` wants: logits and the rows that they are of to numbers by name."""
     targets, group = targets_M.numpy(), group_M.numpy()
-    return lambda logits_NC, rows: evaluate(logits_NC, targets[rows], group[rows])
+    return lambda logits_NC, rows: evaluate(logits_NC, targets[rows], group[rows], values)
 
 
-def evaluate(logits_NC: Tensor, targets_N: np.ndarray, group_N: np.ndarray) -> dict[str, float]:
+def evaluate(
+    logits_NC: Tensor, targets_N: np.ndarray, group_N: np.ndarray, values: int = 1
+) -> dict[str, float]:
     """Every number by name; NaN where it is undefined (AUROC with an absent class), or all with a NaN logit.
+
+    Groups are numbered class by class, with so many ``values`` of the attribute in each; -1 is unknown.
 
     >>> logits = Tensor([[2, 0], [0, 2], [0, 2], [2, 0]])
     >>> found = evaluate(logits, np.array([0, 1, 0, 1]), np.array([0, 3, 1, 3]))
@@ -71,8 +78,19 @@ def evaluate(logits_NC: Tensor, targets_N: np.ndarray, group_N: np.ndarray) -> d
         "f1_avg": float(f1_C[reported_C].mean()),
         "f1_worst": float(f1_C[actual_C].min()),
         "auroc": _auroc(p_NC, targets_N),
+        "auroc_worst_attribute": _worst(
+            [
+                _auroc(p_NC[of], targets_N[of])
+                for a in range(values)
+                if (of := known_N & (group_N % values == a)).any()
+            ]
+        ),
         "ece": _ece(p_NC[:, 1], targets_N) if classes == 2 else _ece(p_NC.max(-1), right_N),
     }
+
+
+def _worst(found: list[float]) -> float:
+    return min((value for value in found if not np.isnan(value)), default=float("nan"))
 
 
 def _by_class(

@@ -47,9 +47,11 @@ class Table:
 
     @property
     def layout(self) -> str:
-        about = f", a (0..{len(self.values) - 1}: {', '.join(self.values)})" if self.attribute else ", a"
+        named = "" if self.classes[0] == "0" else f": {', '.join(self.classes)}"
+        about = f"{self.attribute}, 0..{len(self.values) - 1}: {', '.join(self.values)}"
         return (
-            f"{self.file}: split ({', '.join(self.splits)}), filename, y (0..{len(self.classes) - 1}){about}"
+            f"{self.file}\n  split ({', '.join(self.splits)}), filename, "
+            f"y (0..{len(self.classes) - 1}{named}), a ({about if self.attribute else '0'})"
         )
 
 
@@ -109,22 +111,23 @@ def tested_on(table: Table, split: str) -> Table:
 
 
 def subpopulations(
-    manifest: pd.DataFrame, attribute: str, known: bool, groups: Sequence[str] = (), train: str = ""
+    manifest: pd.DataFrame, attribute: str, known: bool, train: str = "", metric: str = METRIC
 ) -> dict[str, Any]:
     """The fields of a ``Dataset`` that follow from its attribute: the groups, and SubpopBench's evaluation.
 
-    ``groups`` are those of the metrics, and ``train`` is the column that training knows in the attribute's
-    place, where they differ.
+    ``train`` is the column that training knows in the attribute's place, where that is another.
     """
-    groups = tuple(groups) or (("y", attribute) if attribute else ("y",))
+    groups = ("y", attribute) if attribute else ("y",)
     targets_M = torch.from_numpy(manifest["y"].cat.codes.to_numpy(np.int64, copy=True))
+    levels = [manifest[column].cat.categories for column in groups if column != "y"]
+    values = len(levels[0]) if levels else 1
     shown = train or attribute
     return {
         "groups": groups,
         "train_groups": ("y", shown) if known and shown else ("y",),
         "hidden": tuple(dict.fromkeys(c for c in (attribute, train) if c and not (known and c == shown))),
-        "official": evaluation(targets_M, grouping(manifest, groups).group_M),
-        "official_metric": METRIC,
+        "official": evaluation(targets_M, grouping(manifest, groups).group_M, values),
+        "official_metric": metric,
     }
 
 

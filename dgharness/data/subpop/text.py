@@ -133,7 +133,7 @@ def _manifest(comments: pd.DataFrame, identity_M: np.ndarray) -> pd.DataFrame:
 civilcomments = DatasetSpec(
     _load_coarse,
     CivilCommentsOptions,
-    layout=f"{COMMENTS}, as WILDS has it: comment_text, split, toxicity and {', '.join(IDENTITIES)}",
+    layout=f"{COMMENTS}\n  as WILDS has it: comment_text, split, toxicity, {', '.join(IDENTITIES)}",
     doc=__doc__,
 )
 """Toxic comments; training knows whether any of eight identities is mentioned (Borkan et al. 2019)."""
@@ -203,8 +203,8 @@ def _pairs(path: Path) -> pd.DataFrame:
 multinli = DatasetSpec(
     _load_multinli,
     MultiNLIOptions,
-    layout=f"{RELATIONS.layout}\n{PAIRS}/{{{','.join(PARTS)}}}, GLUE's: sentence1, sentence2, gold_label; "
-    "filename is the row of all three",
+    layout=f"{RELATIONS.layout}\n"
+    f"{PAIRS}/{{{','.join(PARTS)}}}\n  GLUE's: sentence1, sentence2, gold_label; filename counts them all",
     counts={"no": 382945, "yes": 29404},
     doc=__doc__,
 )

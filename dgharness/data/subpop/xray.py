@@ -56,6 +56,7 @@ cxr_multisite = image_spec(
         DEFAULTS,
         within=("MIMIC-CXR-JPG", "chexpert"),
         further={"deploy": "3"},
+        metric="auroc_worst_attribute",
     ),
     MultisiteOptions,
 )

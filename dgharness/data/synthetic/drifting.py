@@ -1,12 +1,12 @@
 """A boundary that turns slowly: two classes, a continuous time, and domains that are buckets of it.
 
-Paper: Hulten, Spencer, Domingos, Mining Time-Changing Data Streams, KDD 2001 (the rotating hyperplane); here
-with Gaussian inputs, a turn in one plane at constant speed, and an even time.
+Paper: Hulten, Spencer, Domingos, Mining Time-Changing Data Streams, KDD 2001 (the rotating hyperplane).
 
-Inputs never change: x ~ N(0, I). At time t the label is the sign of x · w(t), where w(t) is the first axis
-turned by ``speed`` · t degrees towards the second, and is wrong with probability ``noise``. The rule of time
-s is right at time t with probability 1 - |θ|/π before noise, where θ is the angle between w(s) and w(t), in
-radians and at most π. At speed 0 nothing shifts.
+Here with Gaussian inputs, a turn in one plane at constant speed, and an even time. Inputs never change:
+x ~ N(0, I). At time t the label is the sign of x · w(t), where w(t) is the first axis turned by ``speed`` · t
+degrees towards the second, and is wrong with probability ``noise``. The rule of time s is right at time t
+with probability 1 - |θ|/π before noise, where θ is the angle between w(s) and w(t), in radians and at most
+π. At speed 0 nothing shifts.
 
 Shapes: N examples, F inputs.
 """

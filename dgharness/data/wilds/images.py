@@ -221,7 +221,6 @@ _CELEBA = ImageSet(
     names=lambda source: {"male": ["female", "male"]},
     model="resnet50",
     metric="acc_wg",
-    batch_size=32,
     fit="centre",
 )
 celebA = DatasetSpec(
@@ -236,7 +235,6 @@ celebA = DatasetSpec(
     doc=__doc__,
 )
 """Blond hair or not in portraits, which hardly any man of the training data has."""
-
 
 _WATERBIRDS = ImageSet(
     "waterbirds",
@@ -276,7 +274,6 @@ def _bdd100k(scheme: str) -> ImageSet:
         groups=(scheme,),
         model="resnet50",
         metric="acc_all",
-        batch_size=32,
         fit="centre",
         predict=lambda logits: (logits > 0).float(),
         task=multilabel(9),

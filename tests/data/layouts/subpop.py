@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from dgharness import registry
+from dgharness.data.dataset import Dataset
+from dgharness.hparams import checked
 from layouts import Layout
 from layouts.bundled import mnist
 
@@ -201,7 +205,7 @@ def multinli(root: Path) -> None:
             file.writelines("\t".join(map(str, row)) + "\n" for row in [part.columns, *part.to_numpy()])
 
 
-PROOF = "test_subpop.py::test_the_official_numbers_are_those_of_scikit_learn"
+PROOF = "test_subpop_official.py::test_the_official_numbers_are_those_of_scikit_learn"
 IMAGES = {
     "waterbirds": waterbirds,
     "celeba": celeba,
@@ -226,3 +230,13 @@ LAYOUTS = {
     },
     "subpop:mimic-notes": Layout(mimic_notes, ("model.width=8", "train.batch_size=4"), proof=PROOF),
 }
+
+
+def loaded(root: Path, name: str, **options: Any) -> Dataset:
+    """The dataset ``subpop:NAME`` at ``root``, whose layout is written where there is nothing yet."""
+    if not any(path.name != "cache" for path in root.iterdir()):
+        LAYOUTS[f"subpop:{name}"].write(root)
+    spec = registry.load("datasets", f"subpop:{name}")
+    small = {"size": 8, "tokenizer": "hashing"}
+    given = {key: value for key, value in small.items() if key in spec.options.model_fields}
+    return spec.load(None, root, 0, checked(spec.options, {**given, **options}))
