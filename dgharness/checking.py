@@ -94,6 +94,6 @@ def _finding_lines(found: Sequence[Finding], complete: Mapping[str, int]) -> lis
     lines: list[Any] = []
     for finding in found:
         more = finding.count - len(finding.examples)
-        lines += [f"{finding.count} {finding.kind}", *(f"  {example}" for example in finding.examples)]
+        lines += [f"{finding.kind}: {finding.count}", *(f"  {example}" for example in finding.examples)]
         lines += [f"  and {more} more"] if more else []
     return lines

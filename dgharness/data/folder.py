@@ -6,6 +6,7 @@ Every image is decoded once into a cache on disk and then fetched by index; augm
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from dgharness.data.images import SUFFIXES, ImageOptions, image_dataset
 from dgharness.errors import UsageError
 
 LAYOUT = "<domain>/<class>/<image>"
+HALF = re.compile("[\ud800-\udfff]")  # what Python makes of bytes of a file name that are not UTF-8
 
 
 def load(argument: str | None, root: Path | None, trial_seed: int, options: ImageOptions) -> Dataset:
@@ -63,12 +65,15 @@ def list_images(folder: Path) -> Listing:
                 f"images belong in {folder}/{LAYOUT}"
             )
     _refuse_differing(folder, classes_of)
-    return [
+    listing = [
         (domain, name, file)
         for domain, classes in classes_of.items()
         for name in classes
         for file in _images(folder, domain, name)
     ]
+    if not_utf8 := [file.path for _, _, file in listing if HALF.search(file.path)]:
+        raise UsageError(f"the name {not_utf8[0]!a} in {folder} is not UTF-8; rename the file or folder")
+    return listing
 
 
 def _folders(path: Path) -> list[str]:

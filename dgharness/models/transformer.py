@@ -2,9 +2,10 @@
 
 Sanh et al., *DistilBERT, a distilled version of BERT* (2019); Devlin et al., *BERT: Pre-training of Deep
 Bidirectional Transformers for Language Understanding* (2019). The features are what enters the last linear
-layer of Hugging Face's sequence classifiers: for DistilBERT the first token, a linear layer, ReLU and dropout;
-for BERT the first token, a linear layer, tanh and dropout. WILDS trains the same, but for methods that look
-at features, such as coral, which it gives the bare first token of DistilBERT and no dropout of BERT's.
+layer of Hugging Face's sequence classifiers: for DistilBERT the first token, a linear layer, ReLU and
+dropout; for BERT the first token, a linear layer, tanh and dropout. WILDS trains the same, but for methods
+that look at features, such as coral, which it gives the bare first token of DistilBERT, and BERT's features
+without dropout.
 
 The weights are looked for in the folder ``weights_file``, else under their name in Hugging Face's local
 cache, else on its hub. The SHA-256 of their file is their identity. They fix the size of the network and the

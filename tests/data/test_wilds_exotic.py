@@ -20,9 +20,11 @@ from dgharness.data.dataset import Dataset
 from dgharness.data.protocols import OFFICIAL
 from dgharness.errors import UsageError
 from dgharness.training.prepare import load_dataset, prepare
+from dgharness.training.progress import Progress, header_lines, result_lines
+from dgharness.training.run import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layouts.wilds_exotic import LAYOUTS
+from layouts.wilds_exotic import LAYOUTS, write_molpcba
 
 MODULES = {
     "wilds:ogb-molpcba": "molpcba",
@@ -277,6 +279,35 @@ def test_labels_are_part_of_the_digest(opened: Any):
 
 def vars_of(dataset: Dataset) -> dict[str, Any]:
     return {name: getattr(dataset, name) for name in dataset.__dataclass_fields__}
+
+
+# --- what is said of them ---------------------------------------------------------------------------
+
+
+def said_of_training(root: Path, tmp_path: Path) -> list[str]:
+    """Every line that ``dgharness train`` shows."""
+    output = (f"execution.output={tmp_path}/runs", f"execution.tracking_uri=sqlite:///{tmp_path}/mlflow.db")
+    steps = ("execution.device=cpu", "train.steps=2", "train.eval_every=2")
+    config, lines = config_of("wilds:ogb-molpcba", root, *output, *steps), []
+    result = train(config, progress=Progress(say=lines.append))
+    prepared = prepare(config)
+    return [*header_lines(prepared, [], ""), *lines, *result_lines(result.run_id, result.chosen, prepared)]
+
+
+def test_the_result_of_a_task_without_classes_is_its_official_metric(tmp_path: Path):
+    pytest.importorskip("torch_geometric")
+    LAYOUTS["wilds:ogb-molpcba"].write(tmp_path)
+    assert "official ap 0." in said_of_training(tmp_path, tmp_path)[-1]
+
+
+def test_of_many_domains_the_number_is_said_and_not_the_names(tmp_path: Path):
+    pytest.importorskip("torch_geometric")
+    write_molpcba(tmp_path, scaffolds=240)
+    lines = said_of_training(tmp_path, tmp_path)
+    assert "wilds:ogb-molpcba → 60 domains" in lines[0]
+    assert "train 720 of 120 domains | val 360 of 60 domains | test 360 of 60 domains" in lines[1]
+    assert "mean of 60 domains" in lines[-1] and "n=360" in lines[-1]
+    assert max(map(len, lines)) < 200
 
 
 # --- which methods they can be trained by ----------------------------------------------------------

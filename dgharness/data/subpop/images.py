@@ -226,7 +226,7 @@ imagenet_bg = image_spec(
 
 
 # SubpopBench trains these from scratch: model.weights=scratch.
-def _breeds(name: str, classes: int) -> DatasetSpec:
+def _breeds(name: str, classes: int, metric: str = METRIC) -> DatasetSpec:
     images = Images(
         Table(
             f"breeds/metadata_{name}.csv",
@@ -238,12 +238,12 @@ def _breeds(name: str, classes: int) -> DatasetSpec:
         further={"zs": "3"},
         derived=_with_subclass,
         attribute="subclass",
-        metric="accuracy",
+        metric=metric,
     )
     return image_spec(name, images, BreedsOptions)
 
 
-living17 = _breeds("living17", 17)
+living17 = _breeds("living17", 17, metric="accuracy")
 """Seventeen kinds of animal, tested on subclasses that training never saw (Santurkar et al. 2021)."""
 
 entity13 = _breeds("entity13", 13)

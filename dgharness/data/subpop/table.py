@@ -119,8 +119,7 @@ def subpopulations(
     """
     groups = ("y", attribute) if attribute else ("y",)
     targets_M = torch.from_numpy(manifest["y"].cat.codes.to_numpy(np.int64, copy=True))
-    levels = [manifest[column].cat.categories for column in groups if column != "y"]
-    values = len(levels[0]) if levels else 1
+    values = len(manifest[attribute].cat.categories) if attribute else 1
     shown = train or attribute
     return {
         "groups": groups,

@@ -21,11 +21,11 @@ SMALL_FCOS = (
 )
 
 
-def write_molpcba(root: Path) -> None:
-    """72 molecules of 12 scaffolds; a third of the labels was never measured."""
+def write_molpcba(root: Path, scaffolds: int = 12) -> None:
+    """Six molecules of each scaffold, half of them for training; a third of the labels was never measured."""
     rng = np.random.default_rng(0)
     folder = root / "ogbg_molpcba"
-    scaffold_M = np.repeat(np.arange(12), 6)
+    scaffold_M = np.repeat(np.arange(scaffolds), 6)
     atoms_M = rng.integers(3, 8, len(scaffold_M))
     ends = [np.stack([np.arange(n - 1), np.arange(1, n)], axis=1) for n in atoms_M]  # chains
     labels = rng.integers(0, 2, (len(scaffold_M), 128)).astype(float)
@@ -37,9 +37,10 @@ def write_molpcba(root: Path) -> None:
         "raw/node-feat": rng.integers(0, 2, (atoms_M.sum(), 9)),
         "raw/edge-feat": rng.integers(0, 2, ((atoms_M - 1).sum(), 3)),
         "raw/graph-label": labels,
-        "split/scaffold/train": np.flatnonzero(scaffold_M < 6),
-        "split/scaffold/valid": np.flatnonzero((scaffold_M >= 6) & (scaffold_M < 9)),
-        "split/scaffold/test": np.flatnonzero(scaffold_M >= 9),
+        **{
+            f"split/scaffold/{split}": np.flatnonzero(np.isin(4 * scaffold_M // scaffolds, quarters))
+            for split, quarters in (("train", (0, 1)), ("valid", (2,)), ("test", (3,)))
+        },
     }
     for name, table in tables.items():
         file = folder / f"{name}.csv.gz"
