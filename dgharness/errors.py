@@ -39,8 +39,11 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+MANY = 30  # names that a sentence lists
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them.
+    """The end of a sentence about an unknown name: the nearest known one, or the first of them.
 
     >>> did_you_mean("vrx", ["erm", "vrex"])
     "did you mean 'vrex'?"
@@ -53,4 +56,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not known:
         return "there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    more = f" and {len(known) - MANY} more" if len(known) > MANY else ""
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:MANY])}{more}"

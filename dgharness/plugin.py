@@ -91,7 +91,7 @@ class Needs:
     groups: bool = False
     tasks: tuple[str, ...] = ()  # none named: any
     places: tuple[str, ...] = ()  # what it takes of the tasks with outputs at many places of an example
-    unlabeled: bool = False
+    unlabeled: bool | Literal["optional"] = False  # optional: used where the split has some
     views: tuple[str, ...] = ()
     feature_maps: tuple[str, ...] = ()
     pretrained: bool = False

@@ -114,7 +114,7 @@ def store(monkeypatch, mlflow_store):
         ("sweep -a zz*", "no algorithm matches 'zz*'; see dgharness algorithms"),
         ("sweep -a erm --rule lst", "there is no selection rule 'lst'; did you mean 'last'?"),
         ("algorithms show vrx", "there is no algorithm 'vrx'; did you mean 'vrex'?"),
-        ("datasets show nope", "there is no dataset 'nope'; known: colored-digits, "),
+        ("datasets show nope", "there is no dataset 'nope'; known: cifar-10-c, "),
         ("config nope", "there is no algorithm 'nope'; known: "),
         ("sync --output nope", "there is no directory nope; --output names the one with the runs"),
         ("report x --rule lst", "there is no selection rule 'lst'; did you mean 'last'?"),
@@ -311,7 +311,7 @@ def test_the_printed_configuration_names_what_can_be_chosen(dgharness):
     for names in (
         "drm-online, ",
         "[one of none, eiil]",
-        "one of linear, mlp,",
+        "linear, mlp, mnist-cnn, ",
         "[any of last, leave-one-domain-out-cv",
         "synthetic:zin",
     ):

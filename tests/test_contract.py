@@ -655,7 +655,8 @@ def wants_groups(step, hp):
             "wants-more",
             {},
             "wants-more cannot run here: it needs unlabeled data, which colored-digits under "
-            "leave-one-domain-out does not provide and text embeddings of the classes, which the model mlp does not have",
+            "leave-one-domain-out does not provide and text embeddings of the classes, which the model mlp "
+            "does not have",
         ),
         (
             "wants-groups",

@@ -24,6 +24,7 @@ from dgharness.plugin import (
     IntLogUniform,
     LogUniform,
     Metrics,
+    Needs,
     NonNegativeInt,
     Step,
     Structural,
@@ -105,6 +106,7 @@ def mean_squared(t_EB1: Tensor, t_EB: Tensor) -> Tensor:
 
 cil = objective(
     CILHparams,
+    needs=Needs(tasks=("classification", "regression")),
     restarts=lambda hp: [(hp.anneal_steps, None)] if hp.restart else [],
     lr_multipliers=lambda hp: {"objective.": hp.lr_multiplier},
 )(CIL)

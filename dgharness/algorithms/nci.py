@@ -90,4 +90,4 @@ class NCI(Algorithm):
         return metrics
 
 
-nci = algorithm(NCIHparams, needs=Needs(min_domains=2))(NCI)
+nci = algorithm(NCIHparams, needs=Needs(min_domains=2, unlabeled="optional"))(NCI)

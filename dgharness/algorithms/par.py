@@ -107,4 +107,4 @@ def local_classifier(kind: str, channels: int, outputs: int) -> nn.Module:
     return nn.Conv2d(channels, outputs, side, padding=side // 2)
 
 
-par = algorithm(PARHparams, needs=Needs(one_tensor=True))(PAR)
+par = algorithm(PARHparams, needs=Needs(one_tensor=True, tasks=("classification", "regression")))(PAR)

@@ -179,9 +179,9 @@ class Decoding:
 
 
 def standardise(x_N3HW: Tensor) -> Tensor:
-    """Values 0..255 to ImageNet's zero mean and unit variance per channel."""
+    """Values 0..255 to ImageNet's zero mean and unit variance per channel; floats are overwritten."""
     scale, shift = _scale_and_shift(x_N3HW.device)
-    return torch.addcmul(shift, x_N3HW.float(), scale)
+    return x_N3HW.float().mul_(scale).add_(shift)
 
 
 @cache

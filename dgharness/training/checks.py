@@ -49,7 +49,7 @@ def unmet(
             f"one vector of outputs and features for each example, and {dataset.name} ({dataset.task.name}) "
             "has them for many places of it"
         )
-    if needs.unlabeled and "unlabeled" not in splits.rows:
+    if needs.unlabeled is True and "unlabeled" not in splits.rows:
         missing.append(f"unlabeled data, which {dataset.name} under {config.protocol.name} does not provide")
     if needs.one_tensor and isinstance(dataset.input_shape, TokenShape):
         missing.append(f"inputs of one tensor, and {dataset.name} is text")

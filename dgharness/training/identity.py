@@ -33,7 +33,7 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
     ]
     if prepared.algorithm.sampler:
         uses.append(f"a sampler of its own ({config.train.sampler})")
-    if prepared.algorithm.needs.unlabeled:
+    if prepared.uses_unlabeled:
         apart = list(prepared.splits.rows["unlabeled"])
         more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
         uses.append(f"unlabeled examples of {' and '.join(apart[:3])}{more}")

@@ -48,6 +48,11 @@ class Prepared:
         return self.config.execution.experiment or f"{self.dataset.name}/{self.config.protocol.name}"
 
     @property
+    def uses_unlabeled(self) -> bool:
+        """Whether the algorithm is shown unlabeled examples."""
+        return bool(self.algorithm.needs.unlabeled) and "unlabeled" in self.splits.rows
+
+    @property
     def name(self) -> str:
         """As it stands in MLflow: ``irmv1/PACS/sketch/h3t1``."""
         config = self.config

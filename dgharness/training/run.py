@@ -198,7 +198,7 @@ def build(prepared: Prepared, progress: Progress) -> Run:
         for stage in learner.stages
         for name in [stage.sampler or config.train.sampler]
     }
-    if prepared.algorithm.needs.unlabeled:
+    if prepared.uses_unlabeled:
         samplers["pooled", "unlabeled"] = unlabeled_sampler(prepared, source)
     evaluator = Evaluator(
         dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dgharness.data.wilds.compat import import_wilds
 from dgharness.data.wilds.image_sets import standardise_each, turn_and_flip
 from dgharness.errors import UsageError
 from dgharness.registry import load as registered
+from dgharness.training.learner import Learner
 from dgharness.training.prepare import prepare
 from dgharness.training.progress import Progress
 from dgharness.training.run import train
@@ -196,7 +198,7 @@ def test_labeled_and_unlabeled_rows_may_be_read_together(root: Path):
 
 @pytest.mark.usefixtures("any_number")
 def test_an_algorithm_that_uses_unlabeled_examples_trains_on_those_of_camelyon17(
-    root: Path, tmp_path: Path, mlflow_store: str
+    root: Path, tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
 ):
     config = compose(
         sets=[
@@ -212,10 +214,19 @@ def test_an_algorithm_that_uses_unlabeled_examples_trains_on_those_of_camelyon17
             "train.eval_every=3",
         ]
     )
+    seen = []  # shapes of the labeled and the unlabeled images of every update
+    step = Learner.step
+
+    def watched(learner: Learner, x: Any, *args: Any, **given: Any) -> Any:
+        seen.append((x.shape, given["unlabeled"].shape))
+        return step(learner, x, *args, **given)
+
+    monkeypatch.setattr(Learner, "step", watched)
     splits = prepare(config).splits
     assert splits.rows["unlabeled"]["2"].size == 4 and set(splits.rows["test"]) == {"2"}
     result = train(config, progress=Progress(say=lambda text: None))
     assert result.status == "FINISHED"
+    assert len(seen) == 3 and all(labeled == unlabeled for labeled, unlabeled in seen)
     assert 0 <= result.chosen["last"].metrics["test/official/acc_avg"] <= 1
 
 
