@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--root", default="", help="the folder with <domain>/<class>/<image>")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--images", type=int, default=672, help="of each pipeline in a round")
-    parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     with photographs(args.root) as (root, data), tempfile.TemporaryDirectory() as cache:

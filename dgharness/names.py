@@ -50,7 +50,12 @@ def listed(names: Collection[str], separator: str = ", ") -> str:
     >>> listed(["art", "photo"]), listed([str(n) for n in range(1000)])
     ('art, photo', '1000 domains')
     """
-    return separator.join(names) if len(names) <= _NAMED else f"{len(names)} domains"
+    return separator.join(few(names))
+
+
+def few(names: Collection[str]) -> tuple[str, ...]:
+    """Names of domains, or one that says how many there are where they are too many to stand one by one."""
+    return tuple(names) if len(names) <= _NAMED else (f"{len(names)} domains",)
 
 
 def find(metrics: Mapping[str, float], prefix: str, name: str) -> float | None:

@@ -87,7 +87,7 @@ def counts(dataset: Dataset) -> pd.DataFrame:
 def _differing_counts(dataset: Dataset, complete: Mapping[str, int]) -> Iterable[Finding]:
     if not complete:
         return []
-    present = dataset.manifest["domain"].value_counts().to_dict()
+    present = {str(name): count for name, count in dataset.manifest["domain"].value_counts().items()}
     differing = [
         f"domain {name} has {present.get(name, 0)} examples and should have {complete.get(name, 0)}"
         for name in [*complete, *(name for name in present if name not in complete)]

@@ -163,7 +163,7 @@ def categories(table: Table, name: str, levels: Sequence[str] = ()) -> tuple[pd.
     known_L.sort(key=lambda pair: _natural(pair[1]) if isinstance(pair[0], str) else pair[0])
     levels = list(levels) or [text for _, text in known_L]
     number = {text: position for position, text in enumerate(levels)}
-    code_L = np.array([*(number.get(text, -1) for text in name_L), -1])  # the last is for null
+    code_L = np.array([*(number.get(text or "", -1) for text in name_L), -1])  # the last is for null
     code_M = code_L[encoded.indices.fill_null(len(value_L)).to_numpy(zero_copy_only=False)]
     return pd.Categorical.from_codes(code_M, pd.Index(levels, dtype=object)), code_M < 0
 

@@ -68,7 +68,8 @@ def contents(dataset: Dataset, root: Path | None = None) -> Contents:
 def _file_hashes(folder: Path, paths: list[str]) -> tuple[np.ndarray, dict[str, str]]:
     """Only files of equal size are read; the same file named twice is equal to itself."""
     unreadable: dict[str, str] = {}
-    place_M, different = pd.factorize(np.array(paths, dtype=object))
+    place_M, found = pd.factorize(np.array(paths, dtype=object))
+    different = [str(path) for path in found]
 
     def looked_at(path: str, look: Any) -> int:
         try:

@@ -128,8 +128,14 @@ def worst_group_score(evaluation: Evaluation, split: str) -> float:
 
 
 def measured_on(evaluation: Evaluation, split: str, domain: str) -> float:
-    """Accuracy, or in regression the mean squared error itself, on one domain's part of a split."""
-    found = find(evaluation.metrics, f"{split}/{measure_of(evaluation.metrics).key}/", domain)
+    """Accuracy, or in regression the mean squared error itself, on one domain's part of a split.
+
+    Where there were too many domains to log one by one, it is their mean.
+    """
+    measure = measure_of(evaluation.metrics)
+    found = find(evaluation.metrics, f"{split}/{measure.key}/", domain)
+    if found is None and not _by_domain(evaluation, split, measure):
+        found = evaluation.metrics.get(f"{split}/{measure.key}_domain_mean")
     return math.nan if found is None else found
 
 

@@ -13,6 +13,7 @@ from dgharness.data.dataset import Dataset
 from dgharness.data.protocols import OWN_SPLIT
 from dgharness.data.temporal import future, streaming
 from dgharness.errors import NotApplicable, UsageError
+from dgharness.names import few
 from dgharness.training.prepare import Prepared, load_dataset, prepare
 
 
@@ -38,7 +39,7 @@ class Job:
         algorithm, targets, hparams_seed, trial_seed = self.cell
         return {
             "algorithm": algorithm,
-            "targets": list(targets),
+            "targets": list(few(targets)),
             "hparams_seed": hparams_seed,
             "trial_seed": trial_seed,
             "config_hash": self.config_hash,

@@ -14,7 +14,7 @@ import yaml
 import dgharness
 from dgharness import registry
 from dgharness.config import compose
-from dgharness.names import listed
+from dgharness.names import few, listed
 from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
@@ -46,7 +46,7 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.toy": str(prepared.dataset.toy).lower(),
         "dg.protocol": config.protocol.name,
         "dg.target": listed(prepared.splits.targets),
-        "dg.targets": json.dumps(list(prepared.splits.targets)),
+        "dg.targets": json.dumps(few(prepared.splits.targets)),
         "dg.weights": weights,
         "dg.weights_sha": sha or "",
         "dg.tuning": "full",

@@ -81,6 +81,30 @@ def test_the_result_has_the_shape_and_range_of_raw_images():
     assert result.min() >= 0 and result.max() <= 255 and result.max() > 100
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of PyTorch's threads, and sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_nothing_but_the_speed(threads):
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append(augment(raw(21), generator(0, "augmentation")))
+        assert torch.get_num_threads() == count
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_float_image_is_left_alone():
+    x = raw().float()
+    before = x.clone()
+    augment(x, generator(0, "augmentation"))
+    assert torch.equal(x, before)
+
+
 def test_an_image_does_not_depend_on_its_neighbours():
     x = raw(9)
     others = torch.cat([x[:5], 255 - x[5:]])
