@@ -16,6 +16,7 @@ PROJECT = Path(__file__).parents[1]
 PAGE = PROJECT / "docs" / "datasets.md"
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_code_says(tmp_path: Path):
     for module in ("transformers", "torch_geometric", "pyBigWig"):
         pytest.importorskip(module)
