@@ -113,7 +113,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=672, help="of each pipeline in a round")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     with photographs(args.root) as (root, data), tempfile.TemporaryDirectory() as cache:
         began = time.perf_counter()
         dataset = folder.load(str(root), None, 0, ImageOptions(size=SIZE, cache_dir=Path(cache)))

@@ -1,4 +1,4 @@
-"""Thousands of domains, as reviewers or scaffolds are: runs, sweeps and reports are none the longer for it."""
+"""Thousands of domains, as reviewers or scaffolds are: runs, sweeps and reports are no longer for it."""
 
 from __future__ import annotations
 

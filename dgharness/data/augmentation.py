@@ -19,9 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from threading import Barrier
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,16 +51,16 @@ def augment(x_N3HW: Tensor, generator: torch.Generator, cropping: bool = True) -
     out_N3HW = x_N3HW.new_empty(x_N3HW.shape, dtype=torch.float32)
     if x_N3HW.device.type == "cpu":
         # The intermediate images of a few stay in the cache of one core.
-        parts = zip(*(tensor.split(CPU_CHUNK) for tensor in (x_N3HW, plan, out_N3HW)), strict=True)
-        _on_every_core(lambda part: _augment(*part, order), list(parts))
+        parts = (tensor.split(CPU_CHUNK) for tensor in (x_N3HW, plan, out_N3HW))
+        _on_every_core(partial(_augment, order), *parts)
     else:
-        _augment(x_N3HW, plan, out_N3HW, order)
+        _augment(order, x_N3HW, plan, out_N3HW)
     gray = torch.nonzero(gray_N1[:, 0] < GRAYSCALE)[:, 0].to(x_N3HW.device)
     out_N3HW[gray] = luminance(out_N3HW[gray])
     return out_N3HW
 
 
-def _augment(x_N3HW: Tensor, plan_NP: Tensor, out_N3HW: Tensor, order: list[int]) -> None:
+def _augment(order: list[int], x_N3HW: Tensor, plan_NP: Tensor, out_N3HW: Tensor) -> None:
     boxes_N4, factors_N4, flip_N1 = plan_NP.split([4, 4, 1], dim=1)
     x = crop(x_N3HW.float() / 255, boxes_N4, flip_N1.squeeze(1))
     for change in order:
@@ -69,18 +68,17 @@ def _augment(x_N3HW: Tensor, plan_NP: Tensor, out_N3HW: Tensor, order: list[int]
     torch.mul(x, 255, out=out_N3HW)
 
 
-def _on_every_core(task: Callable[[Any], None], parts: Sequence[Any]) -> None:
-    """Do the task for every part, in as many threads as PyTorch has, none of which waits for another.
+def _on_every_core(task: Callable[..., None], *parts: Sequence[Tensor]) -> None:
+    """``map`` in as many threads as PyTorch has, none of which waits for another.
 
     PyTorch would share out every single operation, and all its threads wait at the end of each; where the
     cores have other work as well, that waiting takes longer than the work.
     """
     threads = torch.get_num_threads()
     if threads == 1:
-        for part in parts:
-            task(part)
+        list(map(task, *parts))
     else:
-        list(_single_threads(threads).map(task, parts))
+        list(_single_threads(threads).map(task, *parts))
 
 
 @cache

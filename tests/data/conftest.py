@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 
 from dgharness.data.dataset import Dataset, InMemory
+from dgharness.data.table import TableOptions, csv, parquet
 from dgharness.data.tasks import classification
+from dgharness.hparams import checked
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,34 @@ def photos(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 9), (20 * number, 255 - 20 * number, 7)).save(path)
     return folder
+
+
+@pytest.fixture
+def load_table(tmp_path: Path) -> Callable[..., Dataset]:
+    """Loads a table by csv:PATH or parquet:PATH; what is given is written first, text as it stands."""
+
+    def run(table: pd.DataFrame | str | bytes | None, name: str = "table.csv", **options: Any) -> Dataset:
+        file = tmp_path / name
+        if isinstance(table, bytes):
+            file.write_bytes(table)
+        elif isinstance(table, str):
+            file.write_text(table)
+        elif table is not None and file.suffix == ".csv":
+            table.to_csv(file, index=False)
+        elif table is not None:
+            table.to_parquet(file, index=False)
+        spec = {".csv": csv, ".parquet": parquet}[file.suffix]
+        chosen = {"cache_dir": tmp_path / "cache", "size": 4, "tokenizer": "hashing", **options}
+        return spec.load(str(file), None, 0, checked(TableOptions, chosen, "data"))
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> pd.DataFrame:
+    """A table of three images of one colour each, which lie beside it."""
+    for name, colour in (("a", (255, 0, 0)), ("b", (0, 255, 0)), ("c", (0, 0, 255))):
+        Image.new("RGB", (6, 5), colour).save(tmp_path / f"{name}.png")
+    return pd.DataFrame(
+        {"y": ["cat", "dog", "cat"], "domain": ["u", "u", "v"], "path": ["a.png", "b.png", "c.png"]}
+    )
