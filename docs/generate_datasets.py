@@ -50,7 +50,8 @@ that reads the real files, in [tests/data/test_every_dataset.py](../tests/data/t
 - **splits**: `test_it_splits[NAME]`: its own protocol, and leave-one-domain-out where it has two domains;
 - **trains**: `test_it_trains_and_is_scored_by_its_official_metric[NAME]`: five updates, to a finished run;
 - **official metric**: that run logs `test/official/METRIC`; where a test is named, it holds the number to
-  the original evaluation or to a recomputation in float64.
+  the original evaluation or to a recomputation in float64. "none" is a dataset whose benchmark has no
+  evaluation of its own: the accuracy of the harness is what it asks for.
 
 They prove that the code reads, splits, trains and scores what has this layout; they do not prove a published
 number. The same data under another protocol is another name, and reports never put two names in one column.

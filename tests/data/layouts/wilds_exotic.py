@@ -164,17 +164,27 @@ def write_encode(root: Path) -> None:
     (folder / "RELEASE_v1.0.txt").touch()
 
 
+PROOF = "test_wilds_exotic.py::test_the_official_evaluation_is_that_of_wilds"
 LAYOUTS = {
     "wilds:ogb-molpcba": Layout(
-        write_molpcba, ("train.batch_size=4", "model.width=16", "model.depth=2"), needs=("torch_geometric",)
+        write_molpcba,
+        ("train.batch_size=4", "model.width=16", "model.depth=2"),
+        needs=("torch_geometric",),
+        proof=PROOF,
     ),
-    "wilds:globalwheat": Layout(write_globalwheat, ("data.size=128", "train.batch_size=2", *SMALL_FCOS)),
+    "wilds:globalwheat": Layout(
+        write_globalwheat, ("data.size=128", "train.batch_size=2", *SMALL_FCOS), proof=PROOF
+    ),
     "wilds:py150": Layout(
         write_py150,
         ("model.weights=scratch", "model.width=8", "model.layers=1", "model.heads=2"),
         needs=("transformers",),
+        proof=PROOF,
     ),
     "wilds:encode": Layout(
-        write_encode, ("train.batch_size=1", "model.width=2", "model.depth=3"), needs=("pyBigWig",)
+        write_encode,
+        ("train.batch_size=1", "model.width=2", "model.depth=3"),
+        needs=("pyBigWig",),
+        proof=PROOF,
     ),
 }
