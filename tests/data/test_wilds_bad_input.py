@@ -9,11 +9,12 @@ import pytest
 import torch
 from layouts import wilds_images
 from layouts.wilds_images import SIDE
-from wilds_twice import cache_here, ours
+from wilds_twice import NAMES, cache_here, ours, root
 
+from dgharness.data.wilds.load import SCHEMES
 from dgharness.errors import UsageError
 
-__all__ = ["cache_here"]  # a fixture
+__all__ = ["cache_here", "root"]  # fixtures
 
 
 @pytest.fixture
@@ -58,8 +59,27 @@ def test_a_missing_column_is_named(camelyon: Path):
 
 
 def test_an_unknown_split_scheme_is_named(camelyon: Path):
-    with pytest.raises(UsageError, match="Split scheme half-and-half not recognized"):
+    with pytest.raises(
+        UsageError,
+        match=r"camelyon17 has no split scheme 'half-and-half'; correct data.split_scheme, which may be official, "
+        "mixed-to-test$",
+    ):
         ours("camelyon17", camelyon.parent, "split_scheme=half-and-half")
+
+
+def test_the_split_schemes_that_are_named_are_those_of_the_package(root: Path):
+    for name in set(NAMES) & set(SCHEMES):
+        for scheme in SCHEMES[name]:
+            assert ours(name, root, f"split_scheme={scheme.replace('YEAR', '2016')}").name == f"wilds:{name}"
+
+
+def test_a_split_that_is_none_is_named_with_its_row(camelyon: Path):
+    edit(camelyon / "metadata.csv", "3,000,0,96,64,1,0,0,0", "3,000,0,96,64,1,0,0,5")
+    with pytest.raises(
+        UsageError,
+        match=r"row 3 of wilds:camelyon17 has the split 5, which is none of 0, 1, 2, 3 \(1 such rows",
+    ):
+        ours("camelyon17", camelyon.parent)
 
 
 @pytest.mark.parametrize("label", ["7", "-1"])
@@ -73,7 +93,9 @@ def test_a_label_that_is_no_class_is_named_with_its_row(camelyon: Path, label: s
 
 def test_a_label_that_is_missing_is_refused(camelyon: Path):
     edit(camelyon / "metadata.csv", "3,000,0,96,64,1,", "3,000,0,96,64,,")
-    with pytest.raises(UsageError, match="wilds:camelyon17"):
+    with pytest.raises(
+        UsageError, match="row 3 of wilds:camelyon17 has no label, and its classes are 0 to 1"
+    ):
         ours("camelyon17", camelyon.parent)
 
 

@@ -28,6 +28,19 @@ from dgharness.metrics.scores import FEW
 Official = Callable[[Tensor, np.ndarray], Mapping[str, float]]
 Names = Mapping[str, Sequence[str]]  # metadata field -> what its codes 0, 1, ... are called
 
+# The split schemes of the package's classes; those that are not here have the official one alone. Of amazon and
+# yelp every file in splits/ is one.
+SCHEMES = {
+    "bdd100k": ("official", "timeofday", "location"),
+    "camelyon17": ("official", "mixed-to-test"),
+    "encode": ("official", "test-to-test", "id-CELLTYPE", "val.CELLTYPE.test.CELLTYPE"),
+    "fmow": ("official", "mixed-to-test", "time_after_YEAR"),
+    "globalwheat": ("official", "official_with_subsampled_test", "test-to-test", "mixed-to-test"),
+    "poverty": ("official", "mixed-to-test"),
+    "rxrx1": ("official", "mixed-to-test"),
+}
+LEFT_OUT = {"amazon": (-1, 11, 12, 13)}  # the splits of rows that are no labeled example; else -1
+
 
 class WildsOptions(Hparams):
     """What every dataset of WILDS can be asked."""
@@ -59,14 +72,24 @@ def open_wilds(name: str, root: Path | None, split_scheme: str = "official", **k
     except ModuleNotFoundError as error:
         raise UsageError(f"wilds:{name} needs the package {error.name}, which is not installed") from error
     except FileNotFoundError as error:
+        if Path(error.filename or "").name == f"{split_scheme}.csv":
+            found = sorted(file.stem for file in Path(error.filename).parent.glob("*.csv"))
+            raise _no_scheme(name, split_scheme, found) from error
         raise UsageError(f"wilds:{name} is not complete in {place}: {_absent(error)}; {advice}") from error
     except Exception as error:  # damaged tables raise almost anything; the reason is kept and shown
+        if isinstance(error, ValueError) and re.search("split.scheme", str(error), re.IGNORECASE):
+            raise _no_scheme(name, split_scheme, SCHEMES.get(name, ("official",))) from error
         raise UsageError(f"wilds:{name} in {place} cannot be read: {_reason(error)}; {advice}") from error
 
 
 def data_root(root: Path | None) -> Path:
     """Where the data lie: as given, else as DGHARNESS_DATA says, else ./data."""
     return root or Path(os.environ.get("DGHARNESS_DATA", "data"))
+
+
+def _no_scheme(name: str, scheme: str, known: Sequence[str]) -> UsageError:
+    offered = f"which may be {', '.join(known)}" if known else "and no file of splits/ is there"
+    return UsageError(f"wilds:{name} has no split scheme {scheme!r}; correct data.split_scheme, {offered}")
 
 
 def _absent(error: FileNotFoundError) -> str:
@@ -143,11 +166,26 @@ def coded(code_M: np.ndarray, names: Iterable[Any]) -> Any:
 
 
 def splits_of(dataset: Any) -> pd.Categorical:
-    """The official split of every example: train, val, test, id_val or id_test."""
+    """The official split of every example: train, val, test, id_val or id_test; none where it is left out.
+
+    A number that is no split is a UsageError that names the row.
+    """
     split_M = np.asarray(dataset.split_array)
     code_M = np.full(len(split_M), -1, dtype=np.int64)
     for name, number in dataset.split_dict.items():
         code_M[split_M == number] = OFFICIAL.index(name)
+    left_out = LEFT_OUT.get(dataset.dataset_name, (-1,))
+    if len(
+        wrong := np.flatnonzero(
+            (code_M < 0) & ~np.isin(pd.to_numeric(pd.Series(split_M), "coerce"), left_out)
+        )
+    ):
+        row = int(wrong[0])
+        raise UsageError(
+            f"row {row} of wilds:{dataset.dataset_name} has the split {split_M[row]}, which is none of "
+            f"{', '.join(map(str, dataset.split_dict.values()))} ({len(wrong)} such rows); mend it or take the "
+            "row out"
+        )
     return coded(code_M, OFFICIAL)
 
 
@@ -157,8 +195,10 @@ def _labels(dataset: Any, y_M: Tensor, names: Names | None) -> pd.Categorical:
     code_M = y_M.long().numpy()
     if len(wrong := np.flatnonzero((code_M < 0) | (code_M >= count))):
         row = int(wrong[0])
+        missing = code_M[row] == np.iinfo(np.int64).min  # what an integer is made of NaN
+        has = "no label" if missing else f"the label {code_M[row]}"
         raise UsageError(
-            f"row {row} of wilds:{dataset.dataset_name} has the label {code_M[row]}, and its classes are 0 "
+            f"row {row} of wilds:{dataset.dataset_name} has {has}, and its classes are 0 "
             f"to {count - 1} ({len(wrong)} such rows); mend the labels"
         )
     return coded(code_M, known if len(known) == count else range(count))
