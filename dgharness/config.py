@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from dgharness.errors import UsageError, did_you_mean
-from dgharness.hparams import Hparams, Neutral, checked, spaces
+from dgharness.hparams import Hparams, NameList, Neutral, checked, spaces
 from dgharness.preset import lay, merge, preset_tree, read_yaml, table
 from dgharness.registry import add_plugin, canonical, load
 from dgharness.training.averaging import AveragingConfig
@@ -32,7 +32,7 @@ from dgharness.training.optimizers import OptimizerConfig
 DEFAULT_RULES = ("last", "training-domain-validation", "test-domain-validation", "worst-group")
 SHOWN = "training-domain-validation"
 
-# One name stands for a list of one.
+# One name stands for a list of one, whatever commas it has.
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
 ]
@@ -55,10 +55,10 @@ class DataConfig(Part):
     """The dataset. Further keys are its own options."""
 
     name: str = "colored-digits"
-    groups: Names = ()
+    groups: NameList = ()
     """Columns whose product is the subpopulations in the metrics, a+b for the overlapping levels of several;
     empty takes the dataset's."""
-    train_groups: Names = ()
+    train_groups: NameList = ()
     """Columns whose product is the groups that algorithms see (group-dro); empty takes the dataset's."""
 
 
@@ -129,7 +129,7 @@ class AnnotatorConfig(Part):
 class SelectionConfig(Hparams):
     """Which checkpoints are kept and scored on the target."""
 
-    rules: Names = DEFAULT_RULES
+    rules: NameList = DEFAULT_RULES
     """Rules whose choice is kept; the target is scored only where one of them could choose."""
     shown: str = SHOWN
     """The rule whose choice is printed, or else the first."""

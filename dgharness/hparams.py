@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.seeds import unit_hash
@@ -27,6 +27,7 @@ __all__ = [
     "IntLogUniform",
     "IntUniform",
     "LogUniform",
+    "NameList",
     "Neutral",
     "PowerOfTwo",
     "Space",
@@ -200,6 +201,16 @@ def draw(hparams: type[H], hparams_seed: int, trial_seed: int, given: Mapping[st
         for name, space in spaces(hparams).items():
             values.setdefault(name, space.sample(unit_hash(hparams_seed, trial_seed, name)))
     return checked(hparams, values)
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+# Names as a list, or as one text with commas between them: y,sex
+NameList = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 def checked(hparams: type[H], values: Mapping[str, Any], where: str = "hp") -> H:

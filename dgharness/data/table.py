@@ -25,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 
 from dgharness.data.columns import Table, categories, dates_or_numbers, is_category, is_number, numbers
@@ -35,7 +34,7 @@ from dgharness.data.protocols import OFFICIAL
 from dgharness.data.tasks import classification, regression
 from dgharness.data.text import REVIEWS, TextOptions, text_dataset
 from dgharness.errors import UsageError
-from dgharness.hparams import Annotated
+from dgharness.hparams import NameList
 
 LAYOUT = """\
 PATH  a table with the columns
@@ -46,11 +45,6 @@ PATH  a table with the columns
       split    (if you have one) train, val, test, id_val, id_test or unlabeled
       time     (if you have it) a number or a date
       ...      any attributes"""
-
-# One name stands for a list of one.
-Names = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
-]
 
 
 class TableOptions(ImageOptions, TextOptions):
@@ -68,15 +62,15 @@ class TableOptions(ImageOptions, TextOptions):
     """The column of images."""
     text: str = "text"
     """The column of texts, where there are no images."""
-    features: Names = ()
+    features: NameList = ()
     """Columns of features, or patterns as in x*, where there are neither images nor texts; by default every
     column of numbers that is nothing else."""
-    attributes: Names = ()
+    attributes: NameList = ()
     """Columns that are attributes, fractions as numbers and all else as categories; by default every column
     that is nothing else."""
     task: Literal["", "classification", "regression"] = ""
     """Classes or numbers; by default as the labels look."""
-    classes: Names = ()
+    classes: NameList = ()
     """The classes in their order; a label that is none of them is an error. By default those that occur."""
     standardise: bool = True
     """Bring every feature to mean 0 and variance 1 over the training rows."""
