@@ -17,10 +17,7 @@ Shapes: N images, H x W pixels. Colours are floats in [0, 1] inside this module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from threading import Barrier
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +28,7 @@ RATIO = (3 / 4, 4 / 3)
 JITTER = 0.3
 GRAYSCALE = 0.1
 ATTEMPTS = 10  # crops drawn before the whole image is taken, as torchvision does
-CPU_CHUNK = 4
+CPU_CHUNK = 4  # images at a time; the intermediate images of more do not stay in the cache of the cores
 
 
 def augment(x_N3HW: Tensor, generator: torch.Generator, cropping: bool = True) -> Tensor:
@@ -49,45 +46,16 @@ def augment(x_N3HW: Tensor, generator: torch.Generator, cropping: bool = True) -
     factors_N4 = JITTER * (2 * strength_N4 - 1) + torch.tensor([1.0, 1.0, 1.0, 0.0])  # the hue is shifted
     plan = torch.cat([boxes_N4, factors_N4, flip_N1 < 0.5], dim=1).to(x_N3HW.device)
     out_N3HW = x_N3HW.new_empty(x_N3HW.shape, dtype=torch.float32)
-    if x_N3HW.device.type == "cpu":
-        # The intermediate images of a few stay in the cache of one core.
-        parts = (tensor.split(CPU_CHUNK) for tensor in (x_N3HW, plan, out_N3HW))
-        _on_every_core(partial(_augment, order), *parts)
-    else:
-        _augment(order, x_N3HW, plan, out_N3HW)
+    size = CPU_CHUNK if x_N3HW.device.type == "cpu" else n
+    for x, plan_NP, changed in zip(*(each.split(size) for each in (x_N3HW, plan, out_N3HW)), strict=True):
+        boxes_N4, factors_N4, flip_N1 = plan_NP.split([4, 4, 1], dim=1)
+        x = crop(x.float() / 255, boxes_N4, flip_N1.squeeze(1))
+        for change in order:
+            x = COLOR_CHANGES[change](x, factors_N4[:, change, None, None, None])
+        torch.mul(x, 255, out=changed)
     gray = torch.nonzero(gray_N1[:, 0] < GRAYSCALE)[:, 0].to(x_N3HW.device)
     out_N3HW[gray] = luminance(out_N3HW[gray])
     return out_N3HW
-
-
-def _augment(order: list[int], x_N3HW: Tensor, plan_NP: Tensor, out_N3HW: Tensor) -> None:
-    boxes_N4, factors_N4, flip_N1 = plan_NP.split([4, 4, 1], dim=1)
-    x = crop(x_N3HW.float() / 255, boxes_N4, flip_N1.squeeze(1))
-    for change in order:
-        x = COLOR_CHANGES[change](x, factors_N4[:, change, None, None, None])
-    torch.mul(x, 255, out=out_N3HW)
-
-
-def _on_every_core(task: Callable[..., None], *parts: Sequence[Tensor]) -> None:
-    """``map`` in as many threads as PyTorch has, none of which waits for another.
-
-    PyTorch would share out every single operation, and all its threads wait at the end of each; where the
-    cores have other work as well, that waiting takes longer than the work.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1:
-        list(map(task, *parts))
-    else:
-        list(_single_threads(threads).map(task, *parts))
-
-
-@cache
-def _single_threads(count: int) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    barrier = Barrier(count)
-    list(pool.map(lambda _: barrier.wait(), range(count)))  # until all of them have begun
-    torch.set_num_threads(count)  # what one thread sets for itself is the default of those that come later
-    return pool
 
 
 def crop_boxes(draws_NA: Tensor) -> Tensor:

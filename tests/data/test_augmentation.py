@@ -93,7 +93,7 @@ def test_the_number_of_threads_changes_nothing_but_the_speed(threads):
     found = []
     for count in (1, 2, 3):
         threads(count)
-        found.append(augment(raw(21), generator(0, "augmentation")))
+        found.append(augment(raw(6, side=224), generator(0, "augmentation")))
         assert torch.get_num_threads() == count
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
