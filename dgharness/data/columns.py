@@ -8,11 +8,9 @@ Shapes: M rows of the table, L different values of a column.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 
+from dgharness.data import table_file
 from dgharness.data.text import not_utf8
 from dgharness.errors import UsageError, did_you_mean
 
 STRAY = 0.5  # where a larger part of a column's different texts are numbers, the others are mistakes
 DAY = 86400e6  # in microseconds
+EXACT = 2.0**53  # from here on fractions run together whole numbers that differ
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,17 @@ class Table:
     @classmethod
     def read(cls, file: Path, kind: str) -> Table:
         """Read a file whole; a UsageError says what is wrong with it."""
-        if not file.is_file():
-            raise UsageError(f"there is no file {file}; {kind}:PATH expects a table there")
-        if not file.stat().st_size:
-            raise UsageError(f"{file} is empty; it needs a first line with the names of its columns")
-        try:
-            data = _READ[kind](file)
-            names = data.column_names
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UsageError(_why_not(file, kind, error)) from error
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UsageError(f"{file} has two columns named {twice[0]!r}; rename one of them")
-        if not data.num_rows:
-            raise UsageError(f"{file} has no rows below the names of its columns; add the examples")
-        return cls(file, kind, data)
+        return cls(file, kind, table_file.read(file, kind))
 
     @property
     def names(self) -> list[str]:
         return list(self.data.column_names)
+
+    @property
+    def index(self) -> list[str]:
+        """Columns that were the index of the pandas table that was written: they number or name its rows."""
+        named = (self.data.schema.pandas_metadata or {}).get("index_columns", ())
+        return [name for name in named if isinstance(name, str)]  # a mere range has no column
 
     @property
     def rows(self) -> int:
@@ -74,11 +65,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """Where a row stands in the file."""
-        return (
-            f"line {_line(self.file, row)} of {self.file}"
-            if self.kind == "csv"
-            else f"row {row + 1} of {self.file}"
-        )
+        return table_file.place(self.file, self.kind, row)
 
     def first(self, wrong_M: np.ndarray, is_what: str, remedy: str) -> UsageError:
         """What to say of rows that are wrong: where the first of them stands, and how many more there are."""
@@ -146,9 +133,18 @@ def is_number(table: Table, name: str) -> bool:
 def categories(table: Table, name: str, levels: Sequence[str] = ()) -> tuple[pd.Categorical, np.ndarray]:
     """A column as categories in natural order, or of the given levels; and which rows [M] have none.
 
-    Empty texts and NaN are missing. What is none of the given levels is a UsageError.
+    Empty texts and NaN are missing. What is none of the given levels is a UsageError, and so are numbers that
+    are too large to be told apart.
     """
     column = table.column(name)
+    if pa.types.is_floating(column.type):
+        large_M = np.abs(column.cast(pa.float64()).to_numpy()) >= EXACT
+        if large_M.any():
+            raise table.first(
+                large_M,
+                f"has a number of more than 15 digits in the column {name!r}",
+                "such numbers cannot be told apart; put a letter before them, so that they are read as text",
+            )
     encoded = pc.dictionary_encode(column).unify_dictionaries().combine_chunks()
     value_L = encoded.dictionary.to_pylist()
     name_L = [_level(value) for value in value_L]
@@ -168,8 +164,22 @@ def categories(table: Table, name: str, levels: Sequence[str] = ()) -> tuple[pd.
     return pd.Categorical.from_codes(code_M, pd.Index(levels, dtype=object)), code_M < 0
 
 
-def numbers(table: Table, name: str, complete: bool = False) -> np.ndarray:
-    """A column as float64 [M], NaN where nothing is; a text, and if ``complete`` a gap, is a UsageError."""
+def whole_fractions(table: Table, name: str, rows_M: np.ndarray) -> bool:
+    """Whether a column holds fractions of which, in these rows, every one is a whole number."""
+    if is_category(table, name):
+        return False
+    value_L = numbers(table, name)[rows_M]
+    value_L = value_L[np.isfinite(value_L)]
+    return len(value_L) > 0 and bool((value_L == np.rint(value_L)).all())
+
+
+def numbers(
+    table: Table, name: str, complete: bool = False, remedy: str = "it should hold numbers; correct it"
+) -> np.ndarray:
+    """A column as float64 [M], NaN where nothing is; a text is a UsageError that ends with the remedy.
+
+    If ``complete``, so is what no float32 can hold: a gap, an infinite or too large a number.
+    """
     column = table.column(name)
     if _is_text(column):
         wrong_M = (
@@ -179,16 +189,16 @@ def numbers(table: Table, name: str, complete: bool = False) -> np.ndarray:
         )
         if wrong_M.any():
             text = column[int(wrong_M.argmax())].as_py()
-            raise table.first(
-                wrong_M, f"has {text!r} in the column {name!r}", "it should hold numbers; correct it"
-            )
+            raise table.first(wrong_M, f"has {text!r} in the column {name!r}", remedy)
         column = pc.if_else(pc.equal(column, ""), None, column)
     elif pa.types.is_temporal(column.type):
         raise UsageError(f"the column {name!r} of {table.file} holds {column.type} and should hold numbers")
     number_M = column.cast(pa.float64()).to_numpy().copy()
-    if complete and not (finite_M := np.isfinite(number_M)).all():
+    if complete and not (finite_M := np.abs(number_M) <= np.finfo(np.float32).max).all():
         raise table.first(
-            ~finite_M, f"has no finite number in the column {name!r}", "fill it in or take the row out"
+            ~finite_M,
+            f"has no finite number in the column {name!r}",
+            "fill it in or take the row out (32 bits hold up to 3.4e38)",
         )
     return number_M
 
@@ -197,7 +207,9 @@ def dates_or_numbers(table: Table, name: str) -> np.ndarray:
     """As ``numbers``; dates become days since 1970."""
     column = table.column(name)
     if not (pa.types.is_date(column.type) or pa.types.is_timestamp(column.type)):
-        return numbers(table, name)
+        return numbers(
+            table, name, remedy="it should hold numbers, or dates as 2020-01-31; write them so in every row"
+        )
     microseconds = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
     return microseconds.cast(pa.float64(), safe=False).to_numpy() / DAY
 
@@ -227,50 +239,3 @@ def _is_text(column: Any) -> bool:
 
 def _numeric(column: Any) -> np.ndarray:
     return pd.to_numeric(column.to_pandas(), errors="coerce").notna().to_numpy()
-
-
-# --- the file --------------------------------------------------------------------------------------
-
-
-def _read_csv(file: Path) -> Any:
-    # Without it a line break inside a quoted text would end a row.
-    return pyarrow.csv.read_csv(file, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
-
-
-_READ = {"csv": _read_csv, "parquet": pyarrow.parquet.read_table}
-
-
-def _why_not(file: Path, kind: str, error: Exception) -> str:
-    if kind == "csv":
-        if where := not_utf8(file):
-            return f"{where}; save it as text in UTF-8"
-        if uneven := _uneven(file):
-            return uneven
-    return f"{file} cannot be read as {kind}: {' '.join(str(error).split())}"
-
-
-def _records(lines: Any) -> Any:
-    csv.field_size_limit(2**31 - 1)
-    return csv.reader(lines)
-
-
-def _line(file: Path, row: int) -> int:
-    """The line (from 1) where a row begins: blank lines are no rows, and a quoted text may have several."""
-    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        reader = _records(lines)
-        record = next(islice((record for record in reader if record), row + 1, None))
-        return int(reader.line_num) - sum(cell.count("\n") for cell in record)
-
-
-def _uneven(file: Path) -> str:
-    """The first row that has more or fewer cells than there are columns, in words; nothing if none has."""
-    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        reader = _records(lines)
-        columns = len(next(reader, []))
-        for record in reader:
-            if record and len(record) != columns:
-                return (
-                    f"line {reader.line_num} of {file} has {len(record)} cells, and there are {columns} "
-                    "columns; mend it, or quote the text that holds a comma"
-                )
-    return ""

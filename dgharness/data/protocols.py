@@ -163,7 +163,8 @@ def _official_rows(dataset: Dataset) -> dict[str, Rows]:
     if missing := [split for split in ("train", "val", "test") if not found[split]]:
         raise UsageError(
             f"the column split of {dataset.name} has no row of {' and none of '.join(missing)}; "
-            "the protocol official needs train, val and test"
+            "the protocol official needs train, val and test; give it some, or leave the column unused with "
+            "--set protocol.name=leave-one-domain-out"
         )
     return {split: by_domain for split, by_domain in found.items() if by_domain}
 
@@ -187,9 +188,10 @@ def _apart(dataset: Dataset, name: str, trial_seed: int, holdout: float) -> tupl
     seed = seed_hash(trial_seed, dataset.domain_number(name))
     apart, kept = _split(of_domain, int(len(of_domain) * holdout), seed)
     if not len(apart):
+        examples = "1 example" if len(of_domain) == 1 else f"{len(of_domain)} examples"
         raise UsageError(
-            f"domain {name!r} of {dataset.name} has {len(of_domain)} examples, too few to keep the part "
-            f"{holdout} of it apart; add examples or raise protocol.holdout"
+            f"domain {name!r} of {dataset.name} has {examples}, too few to keep the part {holdout} of it "
+            f"apart; add examples{' or raise protocol.holdout' if len(of_domain) > 1 else ''}"
         )
     return apart, kept
 

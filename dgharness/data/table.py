@@ -27,7 +27,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dgharness.data.columns import Table, categories, dates_or_numbers, is_category, is_number, numbers
+from dgharness.data.columns import (
+    Table,
+    categories,
+    dates_or_numbers,
+    is_category,
+    is_number,
+    numbers,
+    whole_fractions,
+)
 from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, InMemory
 from dgharness.data.images import PHOTOGRAPHS, ImageOptions, image_dataset, image_files
 from dgharness.data.protocols import OFFICIAL
@@ -121,7 +129,8 @@ def _dataset(
     options: TableOptions,
     fields: dict[str, Any],
 ) -> Dataset:
-    own_split = options.split and {"train", "val", "test"} <= set(manifest["split"].dropna().unique())
+    # A table that says what is to be tested on is never trained on it; that it lacks val is said by official.
+    own_split = options.split and manifest["split"].isin(["test", "id_test"]).any()
 
     def defaults(of_kind: Defaults) -> Defaults:
         return replace(of_kind, protocol="official" if own_split else "leave-one-domain-out")
@@ -218,6 +227,11 @@ def _labels(table: Table, options: TableOptions, unlabeled_M: np.ndarray) -> Any
     stated = options.task or ("classification" if options.classes else "")
     if not stated:
         table.refuse_stray_text(options.y, "mend it, or if these are classes --set data.task=classification")
+        if whole_fractions(table, options.y, ~unlabeled_M):
+            raise UsageError(
+                f"the column {options.y!r} of {table.file} holds whole numbers written as fractions (1.0); "
+                "are they classes or amounts? --set data.task=classification or data.task=regression"
+            )
     label: Any
     if stated == "regression" or not (stated or is_category(table, options.y)):
         label = numbers(table, options.y)
@@ -237,6 +251,7 @@ def _labels(table: Table, options: TableOptions, unlabeled_M: np.ndarray) -> Any
 def _features(table: Table, options: TableOptions) -> tuple[str, ...]:
     spoken_for = _spoken_for(options) | set(options.attributes)
     if not options.features:
+        spoken_for |= set(table.index)
         found = [name for name in table.names if name not in spoken_for and is_number(table, name)]
         if not found:
             raise UsageError(

@@ -9,6 +9,7 @@ Shapes: M texts, N of a batch, L tokens of the longest of them.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
 import zlib
@@ -167,7 +168,10 @@ def _hugging_face(name: str) -> Any:
         raise UsageError(f"there is no folder {where} with a tokenizer; correct data.tokenizer")
     else:
         attempts = [{"local_files_only": True}, {}]
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it tells of every retry
     for kwargs in attempts:
+        if not kwargs:
+            log.warning("the tokenizer %s is not in the local cache; fetching it from the hub", name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, use_fast=True, **kwargs)
         except Exception as error:  # a damaged file makes the readers raise almost anything
@@ -187,8 +191,8 @@ def _hugging_face(name: str) -> Any:
 
 
 def not_utf8(path: Path) -> str:
-    """Where a text file is first not UTF-8, in words; nothing if it is UTF-8 throughout."""
-    with path.open("rb") as file:
+    """Where a text file (unpacked if it is a .gz) is first not UTF-8, in words; nothing if it is UTF-8."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in zip(count(1), file, strict=False):
             try:
                 line.decode()

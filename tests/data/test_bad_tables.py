@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import sys
@@ -53,6 +54,15 @@ BAD = [
     ("y,domain,x,split\na,u,1,train\nb,v,1,dev\n", {}, "line 3 of .* the split 'dev' .* none of train, val"),
     ("y,domain,x\na,u,1\nb,v\n", {}, "line 3 of .* has 2 cells, and there are 3 columns; mend it"),
     ("y,domain,x,time\na,u,1,soon\n", {}, "line 2 of .* 'soon' in the column 'time'; it should hold"),
+    ("y,domain,x,time\na,u,1,01/31/2020\n", {}, "'01/31/2020' .* numbers, or dates as 2020-01-31; write"),
+    ("y,domain,x\n0.0,u,1\n1.0,v,2\n,v,3\n", {}, "'y' of .* whole numbers written as fractions .*task=class"),
+    (f"y,domain,x\n{2**63},u,1\n{2**63 + 1},v,2\n", {}, "'y' of .* whole numbers written as fractions"),
+    (f"y,domain,x\na,{2**64},1\na,{2**64 + 1},2\n", {}, "line 2 of .* more than 15 digits .* 'domain'"),
+    ("y,domain,x\na,u,1\na,v,1e300\n", {}, "line 3 of .* has no finite number in .* 'x'; .* up to 3.4e38"),
+    ("y;domain;x\na;u;1\n", {}, "table.csv has semicolons between its cells; save it with commas"),
+    ("y;domain;x\na;u;0,5\n", {}, "table.csv has semicolons between its cells; save it with commas"),
+    ("y\tdomain\tx\na\tu\t1\n", {}, "table.csv has tabs between its cells; save it with commas"),
+    ("\n\ny,domain,x\na,u\n", {}, "line 4 of .* has 2 cells, and there are 3 columns; mend it"),
 ]
 
 
@@ -76,6 +86,41 @@ def test_rows_of_parquet_are_counted_from_one(load_table):
 def test_bytes_that_are_not_utf8_are_named(load_table, line):
     number = 1 + line[: line.index(b"\xe9")].count(b"\n")
     assert f"line {number} of " in (said := refused(load_table, line)) and "not UTF-8 (byte 0xe9)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"y,domain,x\na,u,1\n,v,2\n", "line 3 of .* has no label"),
+        (b"\xef\xbb\xbfy,domain,x\na,u,1\nb,v\n", "line 3 of .* has 2 cells, and there are 3 columns"),
+        (b"y,domain,x\na,caf\xe9,1\n", r"line 2 of .* is not UTF-8 \(byte 0xe9\)"),
+    ],
+)
+def test_a_compressed_table_is_told_of_as_if_it_were_not(tmp_path, text, said):
+    (tmp_path / "table.csv.gz").write_bytes(gzip.compress(text))
+    with pytest.raises(UsageError, match=said):
+        csv.load(str(tmp_path / "table.csv.gz"), None, 0, TableOptions())
+
+
+def test_a_compressed_table_that_is_damaged_is_named(tmp_path):
+    whole = gzip.compress(b"y,domain,x\n" + b"a,u,1\n" * 9999)
+    for damaged in (whole[: len(whole) // 2], b"y,domain,x\na,u,1\n"):
+        (tmp_path / "table.csv.gz").write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"table\.csv\.gz cannot be read as csv: "):
+            csv.load(str(tmp_path / "table.csv.gz"), None, 0, TableOptions())
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"PK\x03\x04\x14\x00", "but an Excel file or a zip archive; export the table as CSV"),
+        (gzip.compress(b"y,domain,x\na,u,1\n"), r"but compressed; .* let its name end in \.csv\.gz"),
+        (b"PAR1\x15\x04", "but a Parquet file; name it as parquet:PATH"),
+        ("y,domain,x\n".encode("utf-16"), "but text in UTF-16; save it as text in UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_by_its_first_bytes(load_table, start, said):
+    assert re.search(f"is no table of comma-separated values {said}", refused(load_table, start))
 
 
 def test_a_file_that_is_none_is_named(load_table, tmp_path):

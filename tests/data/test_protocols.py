@@ -192,3 +192,11 @@ def test_unlabeled_rows_take_no_part_in_leave_one_domain_out(partly_unlabeled):
     splits = leave_one_domain_out(partly_unlabeled, ["b"], 0)
     assert splits.train_domains == ("a",)
     assert all(rows.max() < 20 for of in splits.rows.values() for rows in of.values())
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"), [(1, "has 1 example, .*; add examples$"), (2, "or raise protocol")]
+)
+def test_a_remedy_is_named_only_where_it_helps(table, examples, said):
+    with pytest.raises(UsageError, match=said):
+        leave_one_domain_out(table(a=9, b=9, solo=examples), ["a"], 0, holdout=0.2)

@@ -18,6 +18,7 @@ from dgharness.data.dataset import Dataset
 from dgharness.data.protocols import default_targets, leave_one_domain_out, official
 from dgharness.data.source import batches
 from dgharness.data.table import csv, parquet
+from dgharness.errors import UsageError
 from dgharness.training.prepare import prepare
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -53,6 +54,15 @@ def test_a_table_with_a_split_is_official_and_one_without_leaves_domains_out(loa
     assert dataset.defaults.protocol == "leave-one-domain-out"
 
 
+@pytest.mark.parametrize("held_out", ["test", "id_test"])
+def test_a_table_that_says_what_is_tested_on_is_never_trained_on_it(load_table, held_out):
+    table = features().assign(split=np.where(np.arange(120) % 4 == 0, held_out, "train"))
+    dataset = load_table(table)
+    assert dataset.defaults.protocol == "official"
+    with pytest.raises(UsageError, match=r"has no row of val.*protocol\.name=leave-one-domain-out"):
+        default_targets("official", dataset)
+
+
 def test_both_protocols_split_it_as_the_column_says_and_by_domain(load_table):
     table = features()
     dataset = load_table(table)
@@ -68,6 +78,29 @@ def test_both_protocols_split_it_as_the_column_says_and_by_domain(load_table):
 def test_both_formats_are_the_same_dataset(load_table):
     table = features()
     assert load_table(table, "a.csv").digest == load_table(table, "a.parquet").digest
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_the_row_numbers_that_pandas_writes_are_no_feature(load_table, tmp_path, name, caplog):
+    shuffled = features().sample(frac=1, random_state=0).sort_values("x1")
+    plain = load_table(shuffled)
+    if name == "x.csv":
+        shuffled.to_csv(tmp_path / "once.csv")
+        pd.read_csv(tmp_path / "once.csv").to_csv(tmp_path / name)
+    else:
+        shuffled.to_parquet(tmp_path / name)
+    dataset = load_table(None, name)
+    assert dataset.digest == plain.digest and "no name of their own" in caplog.text
+
+
+def test_an_index_with_a_name_is_no_feature_but_may_be_asked_for(load_table, tmp_path):
+    features().set_index("domain").to_parquet(tmp_path / "by_domain.parquet")
+    features().assign(patient=np.random.default_rng(0).permutation(120)).set_index("patient").to_parquet(
+        tmp_path / "y.parquet"
+    )
+    assert load_table(None, "y.parquet").input_shape == (3,)
+    assert load_table(None, "y.parquet", features="patient,x1").input_shape == (2,)
+    assert load_table(None, "by_domain.parquet").domains == ("site 1", "site 2", "site 10")
 
 
 def test_columns_may_be_called_otherwise(load_table):

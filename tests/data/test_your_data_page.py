@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from itertools import pairwise
@@ -40,7 +41,7 @@ def settings(command: str) -> dict[str, list[str]]:
     return {option: [b for a, b in pairwise(words) if a == option] for option in words}
 
 
-@pytest.mark.parametrize("command", [line for line in PAGE.splitlines() if " -d csv:p" in line])
+@pytest.mark.parametrize("command", re.findall("dgharness train -d (?:csv|parquet):p.*", PAGE))
 def test_a_command_about_a_table_runs(patients, command):
     given = settings(command)
     target = {"protocol": {"targets": given["--target"]}} if "--target" in given else {}
@@ -67,3 +68,9 @@ def test_names_parted_by_commas_are_a_list(patients):
 
 def test_the_name_of_a_target_may_hold_a_comma():
     assert compose(sets=["protocol.targets=Berlin, Mitte"]).protocol.targets == ("Berlin, Mitte",)
+
+
+def test_a_column_whose_name_has_a_comma_is_named_in_a_list(patients):
+    patients.rename(columns={"x1": "height, cm"}).to_csv("patients.csv", index=False)
+    sets = [re.search('data.features=[^"`]*', PAGE)[0].replace("age", "x2"), "data.name=csv:patients.csv"]
+    assert prepare(compose(sets=sets)).dataset.input_shape == (2,)
