@@ -5,6 +5,7 @@ Every image is decoded once into a cache on disk and then fetched by index; augm
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from dgharness.data.images import SUFFIXES, ImageOptions, image_dataset
 from dgharness.errors import UsageError
 
 LAYOUT = "<domain>/<class>/<image>"
+log = logging.getLogger(__name__)
 HALF = re.compile("[\ud800-\udfff]")  # what Python makes of bytes of a file name that are not UTF-8
 
 
@@ -26,7 +28,7 @@ def load(argument: str | None, root: Path | None, trial_seed: int, options: Imag
     """List the images, decode those that are not in the cache; nothing depends on the trial seed.
 
     Rows are sorted by domain, class and file name. The column ``bytes`` lets the digest notice a file that
-    was replaced under its old name.
+    was replaced under its old name by one of another size.
     """
     if not argument:
         raise UsageError(f"folder needs a path, as in folder:PATH with images in PATH/{LAYOUT}")
@@ -65,12 +67,20 @@ def list_images(folder: Path) -> Listing:
                 f"images belong in {folder}/{LAYOUT}"
             )
     _refuse_differing(folder, classes_of)
+    left_out = Counter[str]()
     listing = [
         (domain, name, file)
         for domain, classes in classes_of.items()
         for name in classes
-        for file in _images(folder, domain, name)
+        for file in _images(folder, domain, name, left_out)
     ]
+    if left_out:
+        log.warning(
+            "left out of the class folders of %s, which should hold images (%s): %s",
+            folder,
+            " ".join(sorted(SUFFIXES)),
+            _counted(left_out),
+        )
     if not_utf8 := [file.path for _, _, file in listing if HALF.search(file.path)]:
         raise UsageError(f"the name {not_utf8[0]!a} in {folder} is not UTF-8; rename the file or folder")
     return listing
@@ -81,16 +91,41 @@ def _folders(path: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(folder: Path, domain: str, name: str) -> list[ImageFile]:
+def _images(folder: Path, domain: str, name: str, left_out: Counter[str]) -> list[ImageFile]:
+    """The images of a class, sorted by name; what else lies there is counted in ``left_out``."""
+    files, others = [], Counter[str]()
     with os.scandir(folder / domain / name) as entries:
-        files = [
-            ImageFile(f"{domain}/{name}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns)
-            for entry in entries
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith(".")
-        ]
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                others["folders"] += 1
+            elif suffix not in SUFFIXES:
+                others[f"{suffix} files" if suffix else "files without a suffix"] += 1
+            else:
+                files.append(_listed(entry, f"{domain}/{name}/{entry.name}"))
     if not files:
-        raise UsageError(f"{folder / domain / name} holds no images; add some or remove the class everywhere")
+        raise UsageError(
+            f"{folder / domain / name} holds no images{f' but {_counted(others)}' if others else ''}; "
+            "add some or remove the class everywhere"
+        )
+    left_out.update(others)
     return sorted(files, key=lambda file: file.path)
+
+
+def _counted(files: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in files.most_common())
+
+
+def _listed(entry: os.DirEntry[str], path: str) -> ImageFile:
+    try:
+        state = entry.stat()
+    except OSError as error:
+        raise UsageError(
+            f"the image {entry.path!r} is not there ({error.strerror}); mend the link or remove it"
+        ) from None
+    return ImageFile(path, state.st_size, state.st_mtime_ns)
 
 
 def _refuse_differing(folder: Path, classes_of: dict[str, list[str]]) -> None:

@@ -21,10 +21,12 @@ from typing import Literal
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
+from PIL.TiffImagePlugin import TiffImageFile
 
 from dgharness.errors import UsageError
 
-FORMAT = 1  # raise it when the same files would be decoded to other pixels
+FORMAT = 2  # raise it when the same files would be decoded to other pixels
 CHUNK = 256  # images decoded before they are written: bounds the memory when the disk is slow
 Fit = Literal["squash", "crop", "squash-crop", "centre"]
 THREADS = min(8, os.cpu_count() or 1)
@@ -132,10 +134,26 @@ def decode(path: Path, size: int, fit: Fit) -> np.ndarray | str:
     """[3, size, size] uint8, squashed to a square as DomainBed does in evaluation, or cropped; or why not."""
     try:
         with Image.open(path) as image:
-            pixels = _fitted(image.convert("RGB"), size, fit)
+            pixels = _fitted(_eight_bits(image).convert("RGB"), size, fit)
         return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
+    except UsageError as error:
+        return str(error)
     except Exception as error:  # damaged files raise almost anything; the reason is kept and shown
         return f"{type(error).__name__}: {error}"
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Gray of 16 bits (or of 12, in TIFF) by its upper eight; Pillow would make white of nearly all of it.
+
+    Pixels that are numbers have no white and no black that a file would tell of, so that they are refused.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "whole numbers of more than 16 bits or with a sign" if image.mode == "I" else "fractions"
+        raise UsageError(f"its pixels are {kind}; save it with 8 or 16 bits")
+    return image
 
 
 def _fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:

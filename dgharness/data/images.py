@@ -72,7 +72,8 @@ def image_dataset(
     in its middle, ``crop`` one from its middle after the shorter side was brought to 256/224 of it, and
     ``squash-crop`` the same after both sides were. Paths that leave the root, missing files and unreadable
     images are UsageErrors that name the row.
-    The column ``bytes`` is added: it lets the digest notice a file that was replaced under its old name.
+    The column ``bytes`` is added: it lets the digest notice a file that was replaced under its old name by
+    one of another size. One of the very same size is decoded anew and leaves the digest as it was.
     """
     files = image_files(root, manifest["path"].tolist()) if files is None else files
     augmentation = fields.pop("augment", augment)
@@ -109,7 +110,7 @@ def image_dataset(
 def image_files(
     root: Path, paths: Sequence[str], place: Callable[[int], str] = "row {}".format
 ) -> list[ImageFile]:
-    """Size and time of every file; a UsageError names the first row whose file is missing or elsewhere.
+    """Size and time of every file; a UsageError names the first row whose file is elsewhere or missing.
 
     ``place`` says where a row stands.
     """
@@ -123,21 +124,29 @@ def image_files(
             )
     chunks = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
 
+    missing: dict[int, str] = {}
+
     def stated(rows: range) -> list[ImageFile]:
         found = []
         for row in rows:
             try:
                 state = os.stat(f"{root}/{paths[row]}")
-            except OSError as error:
-                raise UsageError(
-                    f"{place(row)} names the image {paths[row]!r}, which is not in {root} "
-                    f"({error.strerror}); put it there or take the row out"
-                ) from None
-            found.append(ImageFile(paths[row], state.st_size, state.st_mtime_ns))
+            except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+                missing[row] = getattr(error, "strerror", None) or str(error)
+            else:
+                found.append(ImageFile(paths[row], state.st_size, state.st_mtime_ns))
         return found
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [file for found in pool.map(stated, chunks) for file in found]
+        files = [file for found in pool.map(stated, chunks) for file in found]
+    if missing:
+        row = min(missing)
+        more = f" ({len(missing) - 1} more of {len(paths)} are missing)" if len(missing) > 1 else ""
+        raise UsageError(
+            f"{place(row)} names the image {paths[row]!r}, which is not in {root} ({missing[row]}){more}; "
+            "put it there or take the row out"
+        )
+    return files
 
 
 class MemoryMapped:

@@ -152,6 +152,7 @@ def test_a_column_of_something_else_is_named(load_table, tmp_path, column, said)
         ("../a.png", r"line 3 of .* names the image '\.\./a\.png', which leaves the folder"),
         ("/etc/a.png", "line 3 of .* names the image '/etc/a.png', which leaves the folder"),
         ("z.png", "line 3 of .* names the image 'z.png', which is not in .*No such file"),
+        ("a\0.png", "line 3 of .* names the image .*, which is not in .*null byte"),
         ("", r"line 3 of .* has no path \(column 'path'\); fill it in"),
     ],
 )
@@ -163,6 +164,11 @@ def test_a_path_that_leads_nowhere_is_named(load_table, pictures, path, said):
 
 def test_a_column_of_paths_that_holds_numbers_is_named(load_table, pictures):
     assert "holds int64 and no text" in refused(load_table, pictures.assign(path=[1, 2, 3]))
+
+
+def test_all_paths_that_lead_nowhere_are_counted(load_table, pictures):
+    table = pictures.assign(path=["a.png", "y.png", "z.png"])
+    assert "line 3 " in (said := refused(load_table, table)) and "(1 more of 3 are missing)" in said
 
 
 # --- images that are none -----------------------------------------------------------------------------

@@ -88,6 +88,28 @@ def test_hidden_and_foreign_files_are_no_images(photos, load):
     assert len(load(photos).manifest) == 12
 
 
+def test_what_is_left_out_of_a_class_is_counted(photos, load, caplog):
+    (photos / "art" / "cat" / "kittens").mkdir()
+    Image.new("RGB", (5, 5)).save(photos / "art" / "cat" / "kittens" / "00.png")
+    (photos / "art" / "cat" / "a.HEIC").touch()
+    (photos / "sketch" / "dog" / "b.heic").touch()
+    assert len(load(photos).manifest) == 12
+    assert "2 .heic files, 1 folders" in caplog.text
+
+
+def test_a_class_of_other_files_alone_is_told_what_they_are(photos, load):
+    for path in (photos / "art" / "cat").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(UsageError, match=r"art/cat holds no images but 3 \.heic files; add some"):
+        load(photos)
+
+
+def test_a_link_to_nowhere_is_named(photos, load):
+    (photos / "art" / "cat" / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(UsageError, match=r"art/cat/link\.png' is not there .*; mend the link or remove it"):
+        load(photos)
+
+
 def test_skipped_images_leave_the_manifest_and_the_rows_stay_aligned(photos, load, caplog):
     (photos / "art" / "cat" / "01.png").write_bytes(b"no image")
     dataset = load(photos, skip_unreadable=True)

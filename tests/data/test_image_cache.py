@@ -13,7 +13,7 @@ from cache_workers import die_while_decoding, listing, load_and_note_the_build
 from PIL import Image
 
 from dgharness.data import image_cache
-from dgharness.data.image_cache import cache_key, decoded, default_cache_dir
+from dgharness.data.image_cache import cache_key, decode, decoded, default_cache_dir
 from dgharness.errors import UsageError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -36,6 +36,51 @@ def test_every_kind_of_image_becomes_three_channels(tmp_path: Path, mode):
     Image.new(mode, (5, 7)).save(path)
     file = image_cache.ImageFile("a.tif", path.stat().st_size, 0)
     assert np.load(decoded(path.parent, [file], 4, tmp_path / "cache").file).shape == (1, 3, 4, 4)
+
+
+RAMP = np.linspace(0, 65535, 12, dtype=np.uint16).reshape(3, 4)
+
+
+def stored(folder: Path, name: str, pixels: np.ndarray) -> image_cache.ImageFile:
+    folder.mkdir(exist_ok=True)
+    if name.endswith(".pgm"):  # of 10 bits
+        header = b"P5 %d %d 1023\n" % pixels.shape[::-1]
+        (folder / name).write_bytes(header + (pixels >> 6).astype(">u2").tobytes())
+    else:
+        Image.fromarray(pixels).save(folder / name)
+    return image_cache.ImageFile(name, (folder / name).stat().st_size, 0)
+
+
+@pytest.mark.parametrize("name", ["ramp.png", "ramp.tif", "ramp.pgm"])
+def test_gray_of_sixteen_bits_keeps_its_shades(tmp_path: Path, name):
+    pixels = decode(tmp_path / stored(tmp_path, name, RAMP).path, 4, "squash")
+    plain = decode(tmp_path / stored(tmp_path, "plain.png", (RAMP >> 8).astype(np.uint8)).path, 4, "squash")
+    np.testing.assert_allclose(pixels.astype(int), plain.astype(int), atol=name == "ramp.pgm")
+    assert pixels.min() < 10 and pixels.max() > 245
+
+
+def test_gray_of_twelve_bits_is_as_bright(tmp_path: Path):
+    file = tmp_path / stored(tmp_path, "ramp.tif", RAMP >> 4).path
+    whole = file.read_bytes()
+    entry = whole.index(b"\x02\x01\x03\x00\x01\x00\x00\x00\x10\x00")  # 16 bits per sample
+    packed = (RAMP >> 4).reshape(-1, 2).astype(int)
+    high, low = packed[:, 0], packed[:, 1]
+    rows = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=1).astype(np.uint8).tobytes()
+    start = whole.index((RAMP >> 4).tobytes())
+    file.write_bytes(
+        whole[: entry + 8] + b"\x0c" + whole[entry + 9 : start] + rows.ljust(24, b"\0") + whole[start + 24 :]
+    )
+    plain = decode(tmp_path / stored(tmp_path, "plain.png", (RAMP >> 8).astype(np.uint8)).path, 4, "squash")
+    assert np.array_equal(decode(file, 4, "squash"), plain)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"), [(RAMP.astype(np.int32), "whole numbers"), (RAMP.astype(np.float32), "fractions")]
+)
+def test_pixels_that_are_numbers_are_refused(tmp_path: Path, pixels, kind):
+    file = stored(tmp_path / "photos", "a.tif", pixels)
+    with pytest.raises(UsageError, match=rf"a\.tif \(its pixels are {kind}.*; save it with 8 or 16 bits\)"):
+        decoded(tmp_path / "photos", [file], 4, tmp_path / "cache")
 
 
 def test_a_second_load_decodes_nothing(photos: Path, tmp_path: Path, monkeypatch):
