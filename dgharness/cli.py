@@ -25,7 +25,10 @@ app.add_typer(datasets_app, name="datasets")
 
 Algorithm = Annotated[str, typer.Option("--algorithm", "-a", help="dgharness algorithms lists them.")]
 Algorithms = Annotated[list[str], typer.Option("--algorithms", "-a", help="Names, patterns or all.")]
-Shown = Annotated[list[str], typer.Option("--rule", help="Selection rule; several stand side by side.")]
+Shown = Annotated[
+    list[str],
+    typer.Option("--rule", help="Selection rule; several stand side by side. (default: that of the runs)"),
+]
 DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="NAME, or folder:PATH and the like.")]
 Targets = Annotated[list[str], typer.Option("--target", "-t", help="Domain held out; may be repeated.")]
 DataRoot = Annotated[str, typer.Option("--data-root", help="Where datasets that are not bundled lie.")]
@@ -128,7 +131,7 @@ def sweep(
 @app.command()
 def report(
     experiment: Annotated[str, typer.Argument(help="MLflow experiment, as the run printed it.")],
-    rule: Shown = ["training-domain-validation"],  # noqa: B006
+    rule: Shown = [],  # noqa: B006
     baseline: Annotated[str, typer.Option(help="Differences are to this algorithm.")] = "erm",
     extra: Annotated[
         list[str], typer.Option("--extra", help="Further metrics: wga, ece, cost/seconds, ...")
@@ -143,7 +146,7 @@ def report(
 
     run_report(
         experiment,
-        _commas(rule),
+        _commas(rule) if rule else None,
         baseline=baseline,
         extras=_commas(extra),
         gaps=gaps,
@@ -186,11 +189,16 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @datasets_app.command("show")
-def show_dataset(name: str, data_root: DataRoot = "", as_json: AsJson = False) -> None:
+def show_dataset(
+    name: str,
+    data_root: DataRoot = "",
+    set_: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
     """Options of a dataset and, where it can be loaded, its examples by domain and group."""
     from dgharness.listing import show_dataset
 
-    show_dataset(name, data_root, as_json)
+    show_dataset(name, data_root, as_json, set_)
 
 
 @datasets_app.command("check")

@@ -8,13 +8,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dgharness import rundir, tracking
-from dgharness.config import ExecutionConfig, compose, given
+from dgharness.config import SHOWN, ExecutionConfig, compose, given
 from dgharness.errors import DivergenceError, Interrupted, UsageError, did_you_mean
 from dgharness.hparams import checked
+from dgharness.models.weights import without_fetching
 from dgharness.rundir import RunDir
 from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
@@ -111,7 +113,8 @@ def _newest(prepared: Sequence[Prepared]) -> RunDir | None:
 def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
     import yaml
 
-    prepared = prepare(compose(**layers))
+    with without_fetching() as absent:
+        prepared = prepare(compose(**layers))
     pick_device(prepared.config.execution.device)
     tree = prepared.config.model_dump(mode="json")
     if as_json:
@@ -120,6 +123,8 @@ def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
     uri = tracking.tracking_uri(prepared.config.execution.tracking_uri or None)
     for line in header_lines(prepared, deviations(prepared), f"{uri} → {prepared.experiment}"):
         to_stderr(line)
+    for weights in absent:
+        to_stderr(f"note      {weights}")
     to_stderr(f"1 run of {prepared.config.train.steps} steps; nothing is written")
     print(yaml.safe_dump(tree, sort_keys=False), end="")
 
@@ -146,12 +151,16 @@ def run_sweep(
     from dgharness.sweep.plan import plan
     from dgharness.sweep.run import describe, sweep
 
-    jobs = plan(algorithms, targets=targets, hparams_seeds=hparams, trials=trials, **layers)
-    for line in describe(jobs):
+    fetching: AbstractContextManager[list[str]] = without_fetching() if dry_run else nullcontext([])
+    with fetching as absent:
+        jobs = plan(algorithms, targets=targets, hparams_seeds=hparams, trials=trials, **layers)
+    for line in [*describe(jobs), *(f"  note       {weights}" for weights in dict.fromkeys(absent))]:
         to_stderr(line)
     if dry_run:
-        if as_json:
-            print(json.dumps([{"cell": job.cell, "config_hash": job.config_hash} for job in jobs], indent=1))
+        if as_json:  # weights that are not here are part of the hash: it is not known yet
+            hashes = [None if absent else job.config_hash for job in jobs]
+            plans = [{"cell": job.cell, "config_hash": sha} for job, sha in zip(jobs, hashes, strict=True)]
+            print(json.dumps(plans, indent=1))
         return
     outcome = sweep(jobs, workers=workers)
     if as_json:
@@ -162,7 +171,7 @@ def run_sweep(
 
 def run_report(
     experiment: str,
-    rules: Sequence[str],
+    rules: Sequence[str] | None,
     *,
     baseline: str,
     extras: Sequence[str],
@@ -171,24 +180,26 @@ def run_report(
     format_: str,
     to: Path | None,
 ) -> None:
-    """Print the comparison of an experiment's runs."""
+    """Print the comparison of an experiment's runs, by the rule that they show if none is named."""
     from dgharness import registry
     from dgharness.report.cells import build_tables
     from dgharness.report.load import load_experiment
     from dgharness.report.render import Format, render
 
-    if not rules:
-        raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
     if format_ not in get_args(Format):
         raise UsageError(f"there is no report format {format_!r}; {did_you_mean(format_, get_args(Format))}")
     for plugin in plugins:
         registry.add_plugin(plugin)
-    chosen = [registry.load("selection", name) for name in rules]
+    if rules is not None and not rules:
+        raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
+    for name in rules or ():  # a mistake there is said before the store is opened
+        registry.load("selection", name)
     found = load_experiment(experiment)
     _refuse_unlogged(extras, found)
+    rules = rules or [_rule_of_the_runs(found)]
     tables = build_tables(
         found.records,
-        chosen,
+        [registry.load("selection", name) for name in rules],
         baseline=_baseline(registry.canonical("algorithms", baseline), found),
         expected=found.expected,
         not_applicable=found.not_applicable,
@@ -233,6 +244,15 @@ def _baseline(name: str, found: Found) -> str:
     if name not in run and name != "erm":
         raise UsageError(f"no run of this experiment has the baseline {name!r}; {did_you_mean(name, run)}")
     return name
+
+
+def _rule_of_the_runs(found: Found) -> str:
+    """The rule that the runs were told to show, if it is the same for all of them."""
+    shown = {record.tags.get("dg.shown", SHOWN) for record in found.records}
+    if len(shown) == 1:
+        return shown.pop()
+    to_stderr(f"the runs show their results by {' and '.join(sorted(shown))}; here by {SHOWN} (--rule)")
+    return SHOWN
 
 
 def _refuse_unlogged(extras: Sequence[str], found: Found) -> None:

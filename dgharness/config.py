@@ -269,6 +269,9 @@ def _preset_layer(name: str, own: RunConfig, tree: Mapping[str, Any]) -> dict[st
     for given, other in (("steps", "epochs"), ("epochs", "steps")):
         if getattr(own.train, given) is not None:
             layer.get("train", {}).pop(other, None)
+    chosen_by = layer.get("selection", {})
+    if "rules" in tree.get("selection", {}) and chosen_by.get("shown") not in own.selection.rules:
+        chosen_by.pop("shown", None)
     if own.hparams_seed:
         for plugin in own.plugins:
             add_plugin(plugin)

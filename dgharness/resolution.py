@@ -47,6 +47,7 @@ class Options:
     model: Any
     tta: Any = None
     annotator: Any = None
+    data: Any = None
 
 
 def resolve(
@@ -56,6 +57,7 @@ def resolve(
     model_options: type[Hparams],
     tta_hparams: type[Hparams] | None = None,
     annotator_hparams: type[Hparams] | None = None,
+    data_options: type[Hparams] | None = None,
 ) -> tuple[RunConfig, Options]:
     """Fill in everything left open: by the dataset's defaults, and by the draw of ``hparams_seed``."""
     seeds = config.hparams_seed, config.trial_seed
@@ -78,6 +80,7 @@ def resolve(
         annotator=checked(annotator_hparams, config.annotator.options, "annotator")
         if annotator_hparams
         else None,
+        data=checked(data_options, config.data.options, "data") if data_options else None,
     )
     defaults, train = dataset.defaults, config.train
     model = "own" if algorithm.model else config.model.name or defaults.model
@@ -168,9 +171,21 @@ def config_hash(
 
 
 def without_later_fields(config: RunConfig, options: Options) -> RunConfig:
-    """The configuration without the hyperparameters and model settings that are at their neutral value."""
+    """The configuration without the hyperparameters and model settings that are at their neutral value.
+
+    Of the dataset's own options only those are kept that are not at their default: they are written as they
+    were given, and one that says nothing new makes no other run.
+    """
     model = Part(name=config.model.name, **settled(config.model.options, type(options.model)))
-    return config.model_copy(update={"hp": settled(config.hp, type(options.hp)), "model": model})
+    kept = options.data.model_dump(exclude_defaults=True) if options.data is not None else config.data.options
+    data = {key: value for key, value in config.data if key not in config.data.options or key in kept}
+    return config.model_copy(
+        update={
+            "hp": settled(config.hp, type(options.hp)),
+            "model": model,
+            "data": type(config.data)(**data),
+        }
+    )
 
 
 def _identity(model: BaseModel, leave_out: Sequence[str] = ()) -> dict[str, Any]:

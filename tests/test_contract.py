@@ -643,7 +643,8 @@ def wants_groups(step, hp):
         (
             "vrex",
             {"train": {"sampler": "pooled"}},
-            "vrex cannot run here: it needs rows of one domain each, and the sampler pooled mixes them",
+            "vrex cannot run here: it needs rows of one domain each, and the sampler pooled mixes them "
+            "(--set train.sampler=by-domain does not)",
         ),
         (
             "two-views",

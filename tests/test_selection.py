@@ -8,9 +8,11 @@ import pytest
 
 from dgharness.selection.last import last
 from dgharness.selection.leave_one_domain_out_cv import leave_one_domain_out_cv
+from dgharness.selection.official_validation import official_validation
 from dgharness.selection.rule import Evaluation, Rule, RunRecord, choose
 from dgharness.selection.test_domain_validation import test_domain_validation as oracle
 from dgharness.selection.training_domain_validation import training_domain_validation
+from dgharness.selection.worst_class import worst_class
 from dgharness.selection.worst_group import worst_group
 
 
@@ -112,13 +114,39 @@ def test_worst_group_goes_by_the_worst_group_at_all_checkpoints():
     assert choose(worst_group, [run(0, val(0.9, 0.9))]) is None
 
 
-@pytest.mark.parametrize("rule", [last, training_domain_validation, worst_group, leave_one_domain_out_cv])
+def test_worst_class_reads_classes_and_no_group():
+    runs = (
+        run(0, {"val/worst_class_acc": 0.3, "val/wga": 0.9}),
+        run(1, {"val/worst_class_acc": 0.1}, {"val/worst_class_acc": 0.4}),
+    )
+    assert chosen(worst_class, *runs) == (1, 100)
+    assert choose(worst_class, [run(0, val(0.9, 0.9) | {"val/wga": 0.9})]) is None
+
+
+def test_official_validation_goes_by_the_datasets_own_metric():
+    runs = (
+        run(0, val(0.9, 0.9) | {"val/official_score": 0.1}, {"val/official_score": -2.0}),
+        run(1, {"val/official_score": 0.2}),
+    )
+    assert chosen(official_validation, *runs) == (1, 0)
+    assert choose(official_validation, [run(0, val(0.9, 0.9))]) is None
+
+
+OURS = [last, training_domain_validation, worst_group, worst_class, official_validation]
+
+
+@pytest.mark.parametrize("rule", OURS)
+def test_captions_are_true_of_a_split_whose_validation_domains_are_not_trained_on(rule):
+    assert "training domain" not in rule.caption
+
+
+@pytest.mark.parametrize("rule", [*OURS, leave_one_domain_out_cv])
 def test_no_rule_but_the_oracle_depends_on_labels_of_the_target(rule):
     def records(target_accuracy: float) -> tuple[list[RunRecord], list[RunRecord]]:
         own, pairs = [], []
         for draw in range(3):
             sealed = {"test/acc/t": target_accuracy * draw, "test_holdout/acc/t": target_accuracy * draw}
-            seen = {"val/wga": 0.5 - 0.1 * draw}
+            seen = dict.fromkeys(("val/wga", "val/worst_class_acc", "val/official_score"), 0.5 - 0.1 * draw)
             own.append(run(draw, val(0.6 - 0.1 * draw, 0.5) | seen | sealed))
             pairs += [
                 run(draw, {f"test/acc/{v}": 0.6 - 0.1 * draw} | sealed, targets=tuple(sorted(("t", v))))
@@ -191,6 +219,6 @@ def test_rules_are_declared_as_entry_points_under_their_own_names():
     from importlib.metadata import entry_points
 
     found = {point.name: point.load() for point in entry_points(group="dgharness.selection")}
-    ours = {last, training_domain_validation, worst_group, oracle, leave_one_domain_out_cv}
+    ours = {*OURS, oracle, leave_one_domain_out_cv}
     assert ours <= set(found.values())
     assert all(found[rule.name] == rule for rule in ours)

@@ -79,6 +79,7 @@ class Dataset:
     targets: Tensor | None = None
     official: Callable[[Tensor, np.ndarray], Mapping[str, float]] | None = None
     official_metric: str = ""
+    official_sign: Literal[1, -1] = 1  # times this, a larger official metric is better
     replicates: int = 0  # how many runs its leaderboard asks for; 0 where there is no such rule
     eval_batch: int | None = None  # examples scored at once, where those of the profile would be too many
     folder: Path | None = None  # what the column path is relative to
@@ -179,6 +180,8 @@ class DatasetSpec:
     argument: str | None = None  # what stands after the colon, for the help: "PATH"
     layout: str = ""  # the files that are expected, for those who have to put them there
     counts: Mapping[str, int] = field(default_factory=dict)  # domain -> examples of the complete dataset
+    class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # ... -> class -> examples
+    absent_groups: tuple[str, ...] = ()  # of the metrics' groups, those that the complete dataset lacks
     doc: str = ""
     version: int = 1
     api: int = API_VERSION

@@ -69,6 +69,7 @@ class RegressionScores:
     count: int
     min_group_size: int = 1
     official: Mapping[str, float] = field(default_factory=dict)  # by the dataset's own evaluation
+    official_score: float | None = None  # the one of them that counts, larger is better
     loss: ClassVar[str] = "mse_avg"  # what the network minimises, by its key
 
     @property
@@ -94,7 +95,7 @@ class RegressionScores:
             "mse_worst_group_count": float(of_group),
             **self.domains.flat("", "mse_domain_p90", empty=False),
             **self.groups.flat("group_", "mse_group_p90", empty=True),
-            **official_keys(self.official),
+            **official_keys(self.official, self.official_score),
         }
         return {f"{split}/{key}": value for key, value in found.items()}
 

@@ -83,6 +83,7 @@ class Scores:
     min_group_size: int = 1
     train_count_G: Tensor | None = None
     official: Mapping[str, float] = field(default_factory=dict)  # by the dataset's own evaluation
+    official_score: float | None = None  # the one of them that counts, larger is better
     loss: ClassVar[str] = "nll"  # what the network minimises, by its key
 
     @property
@@ -147,7 +148,7 @@ class Scores:
             found["acc_adjusted"] = self.acc_adjusted
         found |= _named(self.domains.present(), "", "acc_domain_p10")
         found |= _named(self.groups, "group_", "acc_group_p10")
-        found |= official_keys(self.official)
+        found |= official_keys(self.official, self.official_score)
         return {f"{split}/{key}": value for key, value in found.items()}
 
 
@@ -225,10 +226,14 @@ def score_examples(
     )
 
 
-def official_keys(official: Mapping[str, float]) -> dict[str, float]:
-    """The dataset's own metrics under ``official/``, with names that any store accepts."""
+def official_keys(official: Mapping[str, float], score: float | None = None) -> dict[str, float]:
+    """The dataset's own metrics under ``official/``, with names that any store accepts.
+
+    ``official_score`` is the one that the dataset is judged by, with the sign that makes larger better.
+    """
     slug_of = slugs(official)
-    return {f"official/{slug_of[name]}": value for name, value in official.items()}
+    found = {f"official/{slug_of[name]}": value for name, value in official.items()}
+    return found if score is None else {**found, "official_score": score}
 
 
 def ece(confidence_N: Tensor, correct_N: Tensor, bins: int = ECE_BINS) -> float:

@@ -14,6 +14,7 @@ Shapes: N sequences, L tokens, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from torch import Tensor, nn
 from dgharness.errors import UsageError
 from dgharness.hparams import Annotated, Hparams, Structural
 from dgharness.models.model import ModelSpec
-from dgharness.models.transformer import find_weights
-from dgharness.models.weights import sha256
+from dgharness.models.transformer import find_weights, named_weights
 from dgharness.step import TokenShape
 
 SIZES = {"layers": "n_layer", "heads": "n_head", "width": "n_embd"}  # as GPT-2's configuration calls them
@@ -117,13 +117,6 @@ def _classifier(features: int, outputs: int, options: CodeGPTOptions) -> nn.Modu
     return linear
 
 
-def _weights(options: CodeGPTOptions) -> tuple[str, str | None]:
-    path = find_weights("code-gpt", options)
-    if path is None:
-        return "scratch", None
-    return (f"file:{path.parent.name}" if options.weights_file else options.weights), sha256(path)
-
-
 def _transformers() -> Any:
     try:
         import transformers
@@ -135,5 +128,9 @@ def _transformers() -> Any:
 
 
 code_gpt = ModelSpec(
-    featurizer=_featurizer, classifier=_classifier, weights=_weights, options=CodeGPTOptions, doc=__doc__
+    featurizer=_featurizer,
+    classifier=_classifier,
+    weights=partial(named_weights, "code-gpt"),
+    options=CodeGPTOptions,
+    doc=__doc__,
 )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dgharness.errors import UsageError
 from dgharness.hparams import Annotated, Choice, Hparams, Structural
 from dgharness.models.model import DropoutRate, ModelSpec
-from dgharness.models.weights import sha256
+from dgharness.models.weights import planned, sha256
 from dgharness.step import TokenShape
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -205,11 +205,23 @@ def find_weights(architecture: str, options: Any) -> Path | None:
     return None if options.weights == "scratch" else _fetched(architecture, options.weights)
 
 
-def _weights(architecture: str, options: Any) -> tuple[str, str | None]:
+def named_weights(architecture: str, options: Any) -> tuple[str, str | None]:
+    """The id of the weights that the options name and the SHA-256 of their file, or None for scratch."""
+    hub = f"https://huggingface.co/{options.weights}"
+    named = options.weights_file is None and options.weights != "scratch"
+    if named and not _cached(architecture, options.weights) and planned(options.weights, hub):
+        return options.weights, None
     path = find_weights(architecture, options)
     if path is None:
         return "scratch", None
     return (f"file:{path.parent.name}" if options.weights_file else options.weights), sha256(path)
+
+
+def _cached(architecture: str, name: str) -> bool:
+    _transformers(architecture)
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
 
 
 def _fetched(architecture: str, name: str) -> Path:
@@ -263,7 +275,7 @@ def _spec(architecture: str, options: type[TransformerOptions]) -> ModelSpec:
     return ModelSpec(
         featurizer=partial(_featurizer, architecture),
         classifier=_classifier,
-        weights=partial(_weights, architecture),
+        weights=partial(named_weights, architecture),
         options=options,
         doc=__doc__,
     )

@@ -1,8 +1,8 @@
 """Weights that a network starts from: named, found, checked and hashed.
 
 A weights file is looked for at ``weights_file``, else in torch's download folder (``TORCH_HOME``), else it
-is downloaded. Its SHA-256 is its identity: a checkpoint known by hash keeps its name wherever it lies, any
-other file is ``file:<name>``.
+is downloaded, unless a plan alone is asked for (``without_fetching``). Its SHA-256 is its identity: a
+checkpoint known by hash keeps its name wherever it lies, any other file is ``file:<name>``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -50,12 +51,36 @@ class PretrainedOptions(Hparams):
 
 def named_weights(architecture: str, options: Any, urls: Mapping[str, str]) -> tuple[str, str | None]:
     """The id of the weights that the options name and their SHA-256, or None for scratch."""
+    url = urls.get(options.weights, "") if options.weights_file is None else ""
+    if url and not _place(url).is_file() and planned(f"{architecture}/{options.weights}", url):
+        return options.weights, None
     path = find_weights(architecture, options, urls)
     if path is None:
         return "scratch", None
     sha = sha256(path)
     known = [name for name, url in urls.items() if sha.startswith(_hash_prefix(url))]
     return (known[0] if known else f"file:{path.name}"), sha
+
+
+@contextmanager
+def without_fetching() -> Iterator[list[str]]:
+    """Within it, weights that are named and not here are not fetched: it gives what would be, a line each."""
+    found: list[str] = []
+    before = _absent.set(found)
+    try:
+        yield found
+    finally:
+        _absent.reset(before)
+
+
+def planned(name: str, where: str) -> bool:
+    """Whether nothing is to be fetched; then it is noted that these weights would be, and from where."""
+    if (absent := _absent.get()) is not None:
+        absent.append(f"the weights {name} are not here and would be fetched from {where}")
+    return absent is not None
+
+
+_absent: ContextVar[list[str] | None] = ContextVar("absent", default=None)
 
 
 def find_weights(architecture: str, options: Any, urls: Mapping[str, str]) -> Path | None:
@@ -74,7 +99,7 @@ def find_weights(architecture: str, options: Any, urls: Mapping[str, str]) -> Pa
     if options.weights == "scratch":
         return None
     url = urls[options.weights]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    path = _place(url)
     if not path.is_file():
         _download(f"{architecture}/{options.weights}", url, path)
     if not sha256(path).startswith(_hash_prefix(url)):
@@ -144,6 +169,11 @@ def sha256(path: Path) -> str:
 def _sha256(path: Path, modified: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _place(url: str) -> Path:
+    """Where torch keeps what it downloads from there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def _hash_prefix(url: str) -> str:

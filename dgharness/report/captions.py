@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dgharness.metrics.measure import ACCURACY, Measure
+from dgharness.names import slug
 from dgharness.report.statistics import ALPHA, Comparison, smallest_p
-from dgharness.report.table import Block, Column, Row, label_of
+from dgharness.report.table import OWN_SPLIT, Block, Column, Row, label_of
 from dgharness.selection.rule import Rule, RunRecord
 
 
@@ -31,7 +32,7 @@ def caption(
     """Everything that a reader needs beside the numbers, one paragraph for each matter."""
     what = "Accuracy (%)" if measure is ACCURACY else f"{measure.name.capitalize()} (lower is better)"
     found = [
-        f"{what} on held-out domains: {block}.",
+        f"{what} {on_what(block)}: {block}.",
         *([f"Runs with other settings stand in a table of their own; here: {apart}."] if apart else []),
         *(f"{title(rule)}: {rule.caption.replace(ACCURACY.name, measure.name)}" for rule in rules),
         _spread(trials, draws) + (" Averages are over domains, within each trial." if averaged else ""),
@@ -45,6 +46,13 @@ def caption(
             else f"Gap: {measure.name} under the rule minus {measure.name} under the oracle."
         )
     return tuple(found)
+
+
+def on_what(block: Block) -> str:
+    """Where the numbers were measured."""
+    if block.protocol in OWN_SPLIT:
+        return "on the test split, unweighted mean over its domains"
+    return "on held-out domains"
 
 
 def warnings(records: Sequence[RunRecord]) -> list[str]:
@@ -62,16 +70,20 @@ def warnings(records: Sequence[RunRecord]) -> list[str]:
 
 
 def leaderboard(records: Sequence[RunRecord], columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    """How far each row is from what the dataset's leaderboard asks for, in the spread that it asks for."""
-    asked = next((record.tags["dg.replicates"] for record in records if "dg.replicates" in record.tags), "")
-    if not asked:
-        return []
-    metric = next(record.tags.get("dg.official_metric", "") for record in records)
+    """How far each row is from what the dataset's leaderboard asks for, in the spread that it asks for.
+
+    Where the dataset is judged by a metric of its own that is not shown, this says how to see it.
+    """
+    asked, metric = (
+        next((record.tags[tag] for record in records if tag in record.tags), "")
+        for tag in ("dg.replicates", "dg.official_metric")
+    )
+    shown = f"official/{slug(metric)}"
     names = [column.name for column in columns]
-    official = [number for number, name in enumerate(names) if name.split(", ")[0] == f"official/{metric}"]
+    official = [number for number, name in enumerate(names) if name.split(", ")[0] == shown]
     place = official[0] if official else 0
     found = []
-    for row in rows:
+    for row in rows if asked else ():
         cell = row.cells[place]
         if cell.problem:
             continue
@@ -83,9 +95,17 @@ def leaderboard(records: Sequence[RunRecord], columns: Sequence[Column], rows: S
             f"{times * cell.sd:.{digits}f}"
         )
         found.append(f"{row.label}: {cell.n} of {asked} replicates that the leaderboard asks for{spread}.")
-    if not official:
-        found.append(f"The leaderboard goes by {metric}: dgharness report --extra official/{metric}.")
+    if metric and not official:
+        judge = "leaderboard" if asked else "dataset's own evaluation"
+        found.append(f"The {judge} goes by {metric}: dgharness report --extra {shown}.")
     return found
+
+
+def other_test_splits(records: Sequence[RunRecord]) -> list[str]:
+    """One column holds results on other domains in every trial."""
+    held_out = {record.trial_seed: ", ".join(record.targets) for record in records}
+    named = "; ".join(f"t{seed} {held_out[seed]}" for seed in sorted(held_out))
+    return [f"The dataset's own split tests every trial on domains of its own: {named}."]
 
 
 def never_apart(alike: Sequence[str], baseline: str) -> list[str]:

@@ -9,9 +9,30 @@ from typing import Literal
 
 from dgharness.metrics.measure import ACCURACY, Measure, measure_of
 from dgharness.report import captions
-from dgharness.report.outcomes import Expected, Grid, NotApplicable, Outcome, grid, metric, outcome, result
+from dgharness.report.outcomes import (
+    POOLED,
+    Expected,
+    Grid,
+    NotApplicable,
+    Outcome,
+    grid,
+    metric,
+    outcome,
+    result,
+)
 from dgharness.report.statistics import Comparison, compare, holm
-from dgharness.report.table import Block, Cell, Column, Row, Table, Unit, algorithm_of, block_of, told_apart
+from dgharness.report.table import (
+    OWN_SPLIT,
+    Block,
+    Cell,
+    Column,
+    Row,
+    Table,
+    Unit,
+    algorithm_of,
+    block_of,
+    told_apart,
+)
 from dgharness.selection.rule import Rule, RunRecord
 
 Layout = Literal["auto", "targets", "rules"]
@@ -45,7 +66,8 @@ def build_tables(
     tables: list[Table] = []
     for block, members in blocks.items():
         plan = expected.get(block) if isinstance(expected, Mapping) else expected
-        if plan is not None and len(blocks) > 1:  # another block's domains are not missing here
+        if plan is not None and len(blocks) > 1 and block.protocol not in OWN_SPLIT:
+            # Another block's domains are not missing here.
             seen = {target for record in members for target in record.targets}
             plan = [item for item in plan if seen.issuperset(item[1])]
         presets = sorted({record.preset or "none" for record in members})
@@ -202,6 +224,8 @@ class _Maker:
         problems = [cell.detail for row in rows for cell in row.cells if cell.detail]
         problems += captions.unequal_trials(self.runs.shorter, self.runs.trials)
         problems += captions.never_apart(self.runs.alike(self.versus), self.versus)
+        if self.runs.columns == (POOLED,):
+            problems += captions.other_test_splits(self.records)
         problems += captions.leaderboard(self.records, [column for column, _ in table], rows)
         return Table(
             title=title,

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
-from dgharness.report.table import Cell, algorithm_of, label_of
+from dgharness.report.table import OWN_SPLIT, Cell, algorithm_of, label_of
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
 
 LOSSES = ("val/nll", "val/mse_avg")
+POOLED = ("test split",)  # the one column of a dataset whose own split has other domains in every trial
 Expected = tuple[str, tuple[str, ...], int, int]  # (algorithm, targets, hparams_seed, trial_seed)
 # (algorithm, targets) -> reason; no targets are those of the dataset's own split, whatever they are
 NotApplicable = Mapping[tuple[str, tuple[str, ...]], str]
@@ -76,7 +77,16 @@ class Grid:
 
 
 def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> Grid:
-    """Sort runs into the slots that were expected, or else into the full product of what is there."""
+    """Sort runs into the slots that were expected, or else into the full product of what is there.
+
+    Where the dataset's own split holds out other domains in every trial, they are one column.
+    """
+    of_their_own = any(record.protocol in OWN_SPLIT for record in records)
+    pooled = of_their_own and len({frozenset(record.targets) for record in records}) > 1
+
+    def held_out(targets: tuple[str, ...]) -> tuple[str, ...]:
+        return POOLED if pooled else tuple(sorted(targets))
+
     labels_of: dict[str, list[str]] = {}
     found: dict[Slot, list[RunRecord]] = {}
     order: dict[tuple[str, ...], tuple[str, ...]] = {}  # sorted targets -> as first given
@@ -84,15 +94,15 @@ def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> G
         label = label_of(record)
         if label not in labels_of.setdefault(record.algorithm, []):
             labels_of[record.algorithm].append(label)
-        slot = Slot(label, tuple(sorted(record.targets)), record.hparams_seed, record.trial_seed)
+        slot = Slot(label, held_out(record.targets), record.hparams_seed, record.trial_seed)
         found.setdefault(slot, []).append(record)
     for targets in [item[1] for item in expected or ()] + [record.targets for record in records]:
-        order.setdefault(tuple(sorted(targets)), targets)
+        order.setdefault(held_out(targets), POOLED if pooled else targets)
     if expected is None:
         slots = list(_product(found))
     else:
         slots = [
-            Slot(label, tuple(sorted(targets)), hparams_seed, trial_seed)
+            Slot(label, held_out(targets), hparams_seed, trial_seed)
             for algorithm, targets, hparams_seed, trial_seed in expected
             for label in labels_of.get(algorithm, [algorithm])
         ]

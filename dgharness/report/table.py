@@ -11,6 +11,7 @@ from dgharness.report.statistics import Comparison, mean_se
 from dgharness.selection.rule import RunRecord
 
 Unit = Literal["percent", "points", "number", "change"]
+OWN_SPLIT = ("official", "subpopulation")  # protocols whose targets are those of the dataset's own split
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def choose(rule: Rule, runs: Sequence[RunRecord], pairs: Sequence[RunRecord] = (
 
 
 def validation_score(evaluation: Evaluation) -> float:
-    """Unweighted mean over training domains of the accuracy on their validation parts.
+    """Unweighted mean of the accuracy over the domains of the validation split.
 
     In regression, here and below, minus the mean squared error stands for accuracy: larger is better.
     """

@@ -1,11 +1,11 @@
-"""Worst-group accuracy on the validation parts of the training domains; needs known groups there."""
+"""Worst-group accuracy on the validation split; needs known groups there."""
 
 from dgharness.selection.rule import Rule, worst_group_score
 
 worst_group = Rule(
     name="worst-group",
     caption="Checkpoint and hyperparameters jointly by the accuracy of the worst group on the validation "
-    "parts of the training domains.",
+    "split.",
     score=lambda evaluation, others: worst_group_score(evaluation, "val"),
     doc=__doc__,
 )

@@ -39,7 +39,10 @@ def unmet(
         )
     mixed = config.train.sampler in ("pooled", "balanced", "full", "wilds-uniform")
     if mixed and (needs.domain_rows or needs.min_domains > 1):
-        missing.append(f"rows of one domain each, and the sampler {config.train.sampler} mixes them")
+        missing.append(
+            f"rows of one domain each, and the sampler {config.train.sampler} mixes them "
+            "(--set train.sampler=by-domain does not)"
+        )
     if needs.groups and (train_grouping.group_M < 0).all() and not finds_domains:
         missing.append(f"known groups, and {' x '.join(config.data.train_groups)} is unknown throughout")
     if needs.tasks and dataset.task.name not in needs.tasks:

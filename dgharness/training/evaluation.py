@@ -129,7 +129,13 @@ class Evaluator:
             found = score_examples(*dataset.task.judge(logits_NC, targets), *slices, min_group_size=least)
         if dataset.official is None:
             return found
-        return dataclasses.replace(found, official=dataset.official(logits_NC, rows))
+        official = dataset.official(logits_NC, rows)
+        value = official.get(dataset.official_metric)
+        return dataclasses.replace(
+            found,
+            official=official,
+            official_score=None if value is None else dataset.official_sign * value,
+        )
 
     def _mapped(
         self, fn: Callable[[Any], Tensor], rows: np.ndarray, keep: Callable[[Tensor, Tensor], Tensor]

@@ -14,6 +14,7 @@ import yaml
 import dgharness
 from dgharness import registry
 from dgharness.config import compose
+from dgharness.data.groups import OVERLAP
 from dgharness.names import few, listed
 from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
@@ -21,6 +22,8 @@ from dgharness.rundir import DatasetInput, RunDir, write_atomic
 from dgharness.training.epochs import in_updates, updates_per_epoch
 from dgharness.training.leaderboard import leaderboard_tags
 from dgharness.training.prepare import Prepared
+
+WILDS_SAMPLERS = ("wilds-group", "wilds-uniform")
 
 
 def run_tags(prepared: Prepared) -> dict[str, str]:
@@ -31,14 +34,18 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
     uses = [
         name for name in (config.tta.name, config.averaging.name, config.annotator.name) if name != "none"
     ]
-    if prepared.algorithm.sampler:
+    if prepared.algorithm.sampler or config.train.sampler in WILDS_SAMPLERS:
         uses.append(f"a sampler of its own ({config.train.sampler})")
+    if config.optimizer.head_lr_multiplier != 1:
+        uses.append(f"a learning rate of the classifier times {config.optimizer.head_lr_multiplier:g}")
     if prepared.uses_unlabeled:
         apart = list(prepared.splits.rows["unlabeled"])
         more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
         uses.append(f"unlabeled examples of {' and '.join(apart[:3])}{more}")
     if "val_train" in prepared.splits.rows:
         uses.append("half of the validation data")
+    if hidden := attributes_behind_selection(prepared):
+        uses.append(f"attributes hidden from training ({' and '.join(hidden)}) for worst-group in validation")
     tags = {
         "dg.kind": "train",
         "dg.algorithm": config.algorithm,
@@ -65,11 +72,26 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.source": entry.source,
         "dg.uses": ", ".join(uses),
         "dg.plugin": "; ".join(sources.values()),
+        "dg.shown": shown_rule(prepared),
         "dg.groups": " x ".join(config.data.groups),
         "dg.train_groups": " x ".join(config.data.train_groups),
         **leaderboard_tags(config, prepared.dataset, prepared.splits),
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def attributes_behind_selection(prepared: Prepared) -> list[str]:
+    """Attributes that training does not see and the rule worst-group, where it is kept, chooses by."""
+    columns = [level for group in prepared.config.data.groups for level in group.split(OVERLAP)]
+    if all(rule.name != "worst-group" for rule in prepared.rules):
+        return []
+    return [column for column in columns if column in prepared.dataset.hidden]
+
+
+def shown_rule(prepared: Prepared) -> str:
+    """The rule whose choice is printed: the one asked for if it is kept, else the first, else the last."""
+    shown, kept = prepared.config.selection.shown, [rule.name for rule in prepared.rules if not rule.pairs]
+    return shown if shown in kept else (*kept, "last")[0]
 
 
 def shared_settings(prepared: Prepared) -> dict[str, str]:
@@ -88,6 +110,9 @@ def shared_settings(prepared: Prepared) -> dict[str, str]:
     if settings["train.sampler"] == prepared.algorithm.sampler:
         # The algorithm's own exception, which dg.uses names.
         settings["train.sampler"] = prepared.dataset.defaults.sampler
+    elif settings["train.sampler"] in WILDS_SAMPLERS:  # by which WILDS draws for some of its algorithms
+        settings["train.sampler"] = "pooled"
+    settings["optimizer.head_lr_multiplier"] = "1.0"  # a learning rate, as those that are drawn
     return {
         key: value
         for key, value in settings.items()

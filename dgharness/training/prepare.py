@@ -91,6 +91,7 @@ def prepare(config: RunConfig) -> Prepared:
         registry.load("annotators", config.annotator.name) if config.annotator.name != "none" else None
     )
     dataset = load_dataset(config.data, config.execution.data_root, config.trial_seed)
+    kind = registry.load("datasets", registry.split_argument("datasets", config.data.name)[0])
     model = algorithm.model or registry.load("models", config.model.name or dataset.defaults.model)
     rules = tuple(registry.load("selection", name) for name in config.selection.rules)
     asked = config.train
@@ -101,6 +102,7 @@ def prepare(config: RunConfig) -> Prepared:
         model.options,
         tta.hparams if tta else None,
         annotator.hparams if annotator else None,
+        kind.options,
     )
     splits = PROTOCOLS[config.protocol.name](
         dataset, config.protocol.targets, config.trial_seed, config.protocol.holdout

@@ -161,17 +161,19 @@ def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepar
     elif config.tta.name != "none":
         plain = [f"{d} {_shown(evaluation, 'test_unadapted', d)}" for d in prepared.splits.targets]
         test.append(f"without {config.tta.name} {', '.join(plain)}")
+    test.append(f"worst group {worst_group(metrics)}")
     if measure is not ACCURACY:
-        further = f"({measure.name}; lower is better)"
+        test.append(f"({measure.name}; lower is better)")
     elif "test/worst_class_acc" in metrics:
-        further = f"worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}"
-    else:
-        official = prepared.dataset.official_metric
-        value = find(metrics, "test/official/", official)
-        further = f"official {official} {value:.3f}" if value is not None else ""
+        test.append(
+            f"worst class {100 * metrics['test/worst_class_acc']:.1f}   ECE {metrics['test/ece']:.3f}"
+        )
+    official = prepared.dataset.official_metric
+    if (value := find(metrics, "test/official/", official)) is not None:
+        test.append(f"official {official} {value:.3f}")
     return [
         f"result    checkpoint {evaluation.step} by {rule} (last step in brackets)",
-        f" test     {'   '.join(test)}   worst group {worst_group(metrics)}   {further}",
+        f" test     {'   '.join(test)}",
     ]
 
 

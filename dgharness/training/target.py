@@ -151,17 +151,16 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
 def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, torch.Tensor]) -> None:
     """Outputs of validation and target rows as ``predictions-STEP.parquet``, within the stated size.
 
-    Any metric can be computed again from them: logits in half precision, and what the task keeps in their
-    place in single, since it may hold numbers of tokens or places in an image.
+    Any metric can be computed again from them: logits, or what the task keeps in their place, in single
+    precision; in half, examples would tie that a metric of ranks tells apart.
     """
     import pandas as pd
 
     dataset, frames = run.evaluator.dataset, []
     one = test["test"][0]  # of one example; all splits are alike
-    dtype = torch.float16 if one.dim() == 1 else torch.float32
     for split in ("val", *target_splits(run)):
         rows = all_rows(run.splits.rows[split])
-        size = len(rows) * one.numel() * dtype.itemsize
+        size = len(rows) * one.numel() * one.itemsize
         if size > run.config.selection.predictions_mb * 2**20:
             run.progress.say(f"outputs of {split} are not stored: {size / 2**20:.0f} MB is over the limit")
             continue
@@ -184,7 +183,7 @@ def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, 
                 f"y_{label}": of_all.numpy() for label, of_all in enumerate(targets.flatten(1).unbind(1))
             }
         name = "logit" if one.dim() == 1 else "kept"
-        for output, of_all in enumerate(logits.flatten(1).to(dtype).unbind(1)):
+        for output, of_all in enumerate(logits.flatten(1).unbind(1)):
             columns[f"{name}_{output}"] = of_all.numpy()
         frames.append(pd.DataFrame(columns))
     if frames:

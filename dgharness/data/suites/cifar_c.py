@@ -81,6 +81,7 @@ def load(
             y_M, tested_C, domain_M, {number: name for number, (name, _) in enumerate(kinds, start=1)}
         ),
         official_metric="mean_corruption_error",
+        official_sign=-1,
     )
 
 

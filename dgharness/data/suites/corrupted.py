@@ -86,7 +86,9 @@ def with_corrupted_tests(inner: Dataset, options: CorruptedOptions) -> Dataset:
         suite.domain_M,
         {len(inner.domains) + number: corruption for number, (corruption, _) in enumerate(kinds)},
     )
-    return dataclasses.replace(suite, official=errors, official_metric="mean_corruption_error")
+    return dataclasses.replace(
+        suite, official=errors, official_metric="mean_corruption_error", official_sign=-1
+    )
 
 
 def rows_and_kinds(dataset: Dataset, kinds: int) -> tuple[np.ndarray, np.ndarray]:
