@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dgharness import registry
-from dgharness.config import DataConfig, compose
+from dgharness.config import DataConfig, RunConfig, compose
 from dgharness.data.check import Finding, counts, findings
+from dgharness.data.text import HASHING
 from dgharness.errors import UsageError
 from dgharness.hparams import checked
 from dgharness.training.prepare import load_dataset
@@ -25,20 +26,15 @@ FOUND, NOT_LOADED = 1, 2  # exit codes
 
 def check_dataset(name: str, root: str, sets: Sequence[str], as_json: bool) -> None:
     """Print the counts and the findings; exit with 1 if there are any, with 2 if it cannot be loaded."""
-    config = compose(sets=sets, flags={"data": {"name": name}, "execution": {"data_root": root}})
     spec = registry.load("datasets", registry.split_argument("datasets", name)[0])
-    options = config.data.options
-    if "skip_unreadable" in spec.options.model_fields:
-        options = {"skip_unreadable": True} | options  # so that all of them are found at once
-    checked(spec.options, options, "data")
+    config = looked_at(name, root, sets, skip_unreadable=True)  # so that all of them are found at once
     try:
-        dataset = load_dataset(
-            DataConfig(name=name, **options), config.execution.data_root, config.trial_seed
-        )
+        dataset = load_dataset(config.data, config.execution.data_root, config.trial_seed)
     except UsageError as error:
-        _not_loaded(name, str(error), spec.layout, as_json)
+        # Of the two halves of the sentence this command is itself the advice of the second.
+        _not_loaded(name, str(error).partition("; dgharness datasets check ")[0], spec.layout, as_json)
         sys.exit(NOT_LOADED)
-    found = findings(dataset, complete=spec.counts)
+    found = findings(dataset, complete=spec.counts, classes=spec.class_counts, absent=spec.absent_groups)
     table = counts(dataset)
     if as_json:
         record = {
@@ -56,6 +52,23 @@ def check_dataset(name: str, root: str, sets: Sequence[str], as_json: bool) -> N
         print("\n".join(_finding_lines(found, spec.counts)))
     if found:
         sys.exit(FOUND)
+
+
+def looked_at(name: str, root: str, sets: Sequence[str], **instead: Any) -> RunConfig:
+    """The configuration of a dataset that nobody trains on, with ``instead`` of the defaults of its options.
+
+    Texts are not going to be tokenised, so that no tokenizer has to be there.
+    """
+    config = compose(sets=sets, flags={"data": {"name": name}, "execution": {"data_root": root}})
+    spec = registry.load("datasets", registry.split_argument("datasets", name)[0])
+    known = {
+        key: value
+        for key, value in {"tokenizer": HASHING, **instead}.items()
+        if key in spec.options.model_fields
+    }
+    options = known | config.data.options
+    checked(spec.options, options, "data")
+    return config.model_copy(update={"data": DataConfig(name=name, **options)})
 
 
 def _not_loaded(name: str, why: str, layout: str, as_json: bool) -> None:

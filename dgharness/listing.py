@@ -77,18 +77,22 @@ def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> 
     _print_fields("options" if group == "datasets" else "hyperparameters", facts.get("hyperparameters") or [])
 
 
-def show_dataset(name: str, data_root: str, as_json: bool) -> None:
+def show_dataset(name: str, data_root: str, as_json: bool, sets: Sequence[str] = ()) -> None:
     """Options of a dataset, and its examples by domain, class and group."""
-    from dgharness.config import DataConfig
+    from dgharness.checking import looked_at
     from dgharness.data.groups import metric_groups
     from dgharness.data.shift import described, shift_measures
+    from dgharness.step import TokenShape
     from dgharness.training.prepare import load_dataset
 
     spec_name, argument = registry.split_argument("datasets", name)
     if registry.load("datasets", spec_name).argument and not argument:
         show_entry("datasets", spec_name, [], as_json)  # what it is; its examples lie at a path
         return
-    dataset = load_dataset(DataConfig(name=name), data_root, 0)
+    config = looked_at(name, data_root, sets)
+    dataset = load_dataset(config.data, config.execution.data_root, config.trial_seed)
+    shape = dataset.input_shape
+    tokens = shape.length if isinstance(shape, TokenShape) else 0
     groups = metric_groups(dataset.manifest, dataset.groups)
     columns = {"domains": "domain", "splits": "split", "classes": "y"}
     if dataset.task.name == "regression":
@@ -109,7 +113,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
         "protocol": dataset.defaults.protocol,
         "toy": dataset.toy,
         "examples": len(dataset.manifest),
-        "input": list(dataset.input_shape),
+        "input": [tokens] if tokens else list(shape),
         "digest": dataset.digest,
         **({"targets": _numbers(dataset.targets_M)} if "classes" not in columns else {}),
         **{part: {str(key): int(value) for key, value in table.items()} for part, table in counts.items()},
@@ -122,7 +126,7 @@ def show_dataset(name: str, data_root: str, as_json: bool) -> None:
     for label in ("summary", "paper", "protocol"):
         if facts[label]:
             _print_row(label, facts[label])
-    _print_row("input", " x ".join(map(str, dataset.input_shape)))
+    _print_row("input", f"at most {tokens} tokens" if tokens else " x ".join(map(str, shape)))
     _print_row("digest", dataset.digest)
     if "targets" in facts:
         _print_row("targets", "numbers, " + ", ".join(f"{k} {v:.3g}" for k, v in facts["targets"].items()))

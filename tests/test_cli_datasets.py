@@ -32,6 +32,22 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.fixture
+def show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run ``datasets show`` in this process; gives stdout."""
+    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dgharness", "datasets", "show", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert not left.value.code
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for number in range(8):
@@ -96,6 +112,33 @@ def test_missing_data_exits_with_2_and_shows_what_belongs_where(check, tmp_path)
     assert code == 2 and record["loaded"] is False and "<class>" in record["layout"]
 
 
+def test_the_advice_to_check_is_not_given_to_who_checks(check, tmp_path):
+    pytest.importorskip("wilds")
+    code, out, _ = check("wilds:camelyon17", "--root", str(tmp_path))
+    assert code == 2 and "there is no folder camelyon17_v1.0\nexpected\n" in out
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table of texts; to ask for any tokenizer but the hashing one is a failure."""
+    monkeypatch.setattr("dgharness.data.text._hugging_face", lambda name: pytest.fail(f"asked for {name}"))
+    file = tmp_path / "texts.csv"
+    file.write_text("y,domain,text\na,u,good\nb,u,bad\na,v,better\nb,v,worse\n")
+    return file
+
+
+def test_texts_are_checked_and_shown_without_a_tokenizer(check, show, texts):
+    code, out, _ = check(f"csv:{texts}")
+    assert code == 0 and "nothing is wrong with it" in out
+    show_out = show(f"csv:{texts}", "--set", "data.max_tokens=7")
+    assert "at most 7 tokens" in show_out
+    assert json.loads(show(f"csv:{texts}", "--json"))["input"] == [300]
+
+
+def test_options_of_a_dataset_can_be_given_where_it_is_shown(show):
+    assert "classes      0 896 · 1 901\n" in show("colored-digits", "--set", "data.label_noise=0")
+
+
 def test_an_incomplete_dataset_is_told_apart_from_the_complete_one(check, photos, tmp_path):
     for domain in ("art_painting", "cartoon", "photo", "sketch"):
         for label in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
@@ -105,6 +148,7 @@ def test_an_incomplete_dataset_is_told_apart_from_the_complete_one(check, photos
     code, out, _ = check("domainbed:PACS", "--root", str(tmp_path), "--set", "data.size=4")
     assert code == 1
     assert "domains that differ from the complete dataset: 4\n  domain art_painting has 7 examples" in out
+    assert "classes that differ from the complete dataset: 28\n  domain art_painting has 1 dog and" in out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ import torch
 from dgharness.data.contents import contents
 from dgharness.data.dataset import Dataset
 from dgharness.data.groups import OVERLAP, metric_groups
+from dgharness.data.protocols import OWN_SPLIT
 
 FEW = 3  # examples of each kind that are shown
 UNLABELED = "unlabeled"
+NEEDED = ("train", "val", "test")  # a dataset that is trained by its own split has examples of each
 # What stands for text that could not be decoded: U+FFFD, halves of characters, NUL, and control characters
 # that come of reading Windows' signs as Latin-1.
 DAMAGED = re.compile("[\ufffd\ud800-\udfff\x00\x80-\x9f]")
@@ -50,24 +53,29 @@ class Finding:
 
 
 def findings(
-    dataset: Dataset, root: Path | None = None, complete: Mapping[str, int] | None = None
+    dataset: Dataset,
+    root: Path | None = None,
+    complete: Mapping[str, int] | None = None,
+    classes: Mapping[str, Mapping[str, int]] | None = None,
+    absent: Collection[str] = (),
 ) -> list[Finding]:
     """Everything that was found, at most one finding of each kind.
 
-    ``root`` is what the manifest's paths are relative to, where the dataset does not say so itself, and
-    ``complete`` the number of examples that each domain should have.
+    ``root`` is what the manifest's paths are relative to, where the dataset does not say so itself,
+    ``complete`` the number of examples that each domain should have, ``classes`` that of each class in a
+    domain, and ``absent`` the groups of the metrics that should have none.
     """
     content = contents(dataset, root)
     unreadable = {**dataset.unreadable, **content.unreadable}
     found = [
         _finding("files that cannot be read", [f"{name} ({why})" for name, why in unreadable.items()]),
-        *_differing_counts(dataset, complete or {}),
+        *_differing_counts(dataset, complete or {}, classes or {}),
         *_damaged_text(dataset),
         *_unknown(dataset),
         _of_rows(dataset, "inputs that are NaN or infinite", content.not_finite_M),
         *_leaks(dataset, content.hash_M),
         *_missing_classes(dataset),
-        *_empty(dataset),
+        *_empty(dataset, absent),
     ]
     return [finding for finding in found if finding.count]
 
@@ -84,16 +92,38 @@ def counts(dataset: Dataset) -> pd.DataFrame:
 # --- what it has too many or too few of ------------------------------------------------------------
 
 
-def _differing_counts(dataset: Dataset, complete: Mapping[str, int]) -> Iterable[Finding]:
-    if not complete:
-        return []
-    present = {str(name): count for name, count in dataset.manifest["domain"].value_counts().items()}
-    differing = [
-        f"domain {name} has {present.get(name, 0)} examples and should have {complete.get(name, 0)}"
-        for name in [*complete, *(name for name in present if name not in complete)]
-        if present.get(name, 0) != complete.get(name, 0)
-    ]
-    return [_finding("domains that differ from the complete dataset", differing)]
+def _differing_counts(
+    dataset: Dataset, complete: Mapping[str, int], classes: Mapping[str, Mapping[str, int]]
+) -> Iterable[Finding]:
+    """A single domain that is none of the complete dataset's is compared with all of them together."""
+    one_for_all = len(dataset.domains) == 1 and dataset.domains[0] not in complete
+    of_domain, of_class = Counter[str](), Counter[tuple[str, str]]()
+    for name, count in complete.items():
+        of_domain[dataset.domains[0] if one_for_all else name] += count
+    for name, counted in classes.items():
+        for label, count in counted.items():
+            of_class[dataset.domains[0] if one_for_all else name, label] += count
+    if of_domain:
+        found = dataset.manifest["domain"].value_counts()
+        differing = [
+            f"domain {name} has {count} examples and should have {should}"
+            for name, count, should in _unequal({str(name): n for name, n in found.items()}, of_domain)
+        ]
+        yield _finding("domains that differ from the complete dataset", differing)
+    if of_class:
+        table = dataset.manifest.groupby(["domain", "y"], observed=True).size().reset_index()
+        by_class = {(str(name), str(label)): int(n) for name, label, n in table.itertuples(index=False)}
+        differing = [
+            f"domain {name} has {count} {label} and should have {should}"
+            for (name, label), count, should in _unequal(by_class, of_class)
+        ]
+        yield _finding("classes that differ from the complete dataset", differing)
+
+
+def _unequal(found: Mapping[Any, int], should: Mapping[Any, int]) -> Iterable[tuple[Any, int, int]]:
+    for key in dict.fromkeys([*should, *found]):
+        if found.get(key, 0) != should.get(key, 0):
+            yield key, found.get(key, 0), should.get(key, 0)
 
 
 def _missing_classes(dataset: Dataset) -> Iterable[Finding]:
@@ -117,14 +147,24 @@ def _missing_classes(dataset: Dataset) -> Iterable[Finding]:
         yield _finding(f"classes missing in a {column}", lacking)
 
 
-def _empty(dataset: Dataset) -> Iterable[Finding]:
-    without = dataset.manifest["domain"].value_counts(sort=False)
+def _empty(dataset: Dataset, absent: Collection[str]) -> Iterable[Finding]:
+    """Domains, splits and groups; the groups that algorithms see are asked for in the training split."""
+    manifest = dataset.manifest
+    without = manifest["domain"].value_counts(sort=False)
     yield _finding("domains without examples", [str(name) for name in without.index[without == 0]])
-    for kind, columns in (("metrics", dataset.groups), ("training", dataset.train_groups)):
-        groups = metric_groups(dataset.manifest, columns)
+    if "split" in manifest and dataset.defaults.protocol in OWN_SPLIT:
+        present = set(manifest["split"].dropna())
+        yield _finding("splits without examples", [name for name in NEEDED if name not in present])
+    trained = manifest[manifest["split"] == "train"] if "split" in manifest else manifest
+    for kind, columns, rows in (
+        ("metrics", dataset.groups, manifest),
+        ("training", dataset.train_groups, trained),
+    ):
+        groups = metric_groups(rows, columns)
         empty = [groups.names[group] for group in torch.nonzero(groups.counts_G == 0).flatten().tolist()]
         if tuple(columns) != ("domain",):
-            yield _finding(f"groups of {kind} without examples", empty)
+            unexpected = [name for name in empty if kind == "training" or name not in absent]
+            yield _finding(f"groups of {kind} without examples", unexpected)
 
 
 # --- what is unknown or damaged --------------------------------------------------------------------

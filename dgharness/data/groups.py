@@ -16,6 +16,8 @@ from torch import Tensor
 from dgharness.errors import UsageError, did_you_mean
 
 OVERLAP = "+"  # joins columns whose members may be in several groups at once: "male+female+black"
+YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+NOBODY = -2  # as -1 is a row that is unknown
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def grouping(manifest: pd.DataFrame, columns: Sequence[str]) -> Grouping:
 def metric_groups(manifest: pd.DataFrame, columns: Sequence[str]) -> Grouping:
     """As ``grouping``, but ``male+female`` stands for a level of each of these columns, and those overlap.
 
-    An example belongs to the level of a member column where that says 1, True or its last category.
+    An example belongs to the level of a member column where that says 1, true or yes, or its last category
+    where these words do not occur; where the column knows nothing but 0, false or no, nobody belongs to it.
 
     >>> yes_no = ["0", "1"]
     >>> table = pd.DataFrame({
@@ -86,5 +89,15 @@ def _levels(manifest: pd.DataFrame, column: str) -> tuple[list[str], Tensor]:
         own = grouping(manifest, [column])
         return list(own.names), own.group_M[:, None] == torch.arange(len(own))
     members = column.split(OVERLAP)
-    codes = [grouping(manifest, [member]) for member in members]
-    return members, torch.stack([own.group_M == len(own) - 1 for own in codes], dim=1)
+    own_M = [grouping(manifest, [member]).group_M for member in members]
+    belongs = [_membership(manifest[member]) for member in members]
+    return members, torch.stack([code_M == code for code_M, code in zip(own_M, belongs, strict=True)], dim=1)
+
+
+def _membership(column: pd.Series) -> int:
+    """The code of the category that says yes; one that no row has where there is none."""
+    levels = [str(level).lower() for level in column.cat.categories]
+    yes = [code for code, level in enumerate(levels) if level in YES]
+    if yes:
+        return yes[0]
+    return NOBODY if set(levels) <= NO else len(levels) - 1

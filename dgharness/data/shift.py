@@ -28,7 +28,8 @@ def shift_measures(dataset: Dataset, split: str = "train") -> dict[str, Any]:
     - ``spurious_correlation``: 2 I(A; Y) / (H(A) + H(Y));
     - ``attribute_imbalance``: 1 - H(A) / log |A|;
     - ``attribute_generalization``: the share of the test examples whose value does not occur in ``split``,
-      and ``unseen``: those values. Only where the dataset has a split of its own.
+      and ``unseen``: those values; ``unseen_with_class``: the share of those whose value does not occur there
+      together with their class. Only where the dataset has a split of its own.
 
     A number that is undefined, because at most one value is known, is None. Without a split, all rows count.
     """
@@ -50,6 +51,7 @@ def shift_measures(dataset: Dataset, split: str = "train") -> dict[str, Any]:
         }
         if tested is not None:
             found["attributes"][name] |= _generalization(rows[name], tested[name])
+            found["attributes"][name]["unseen_with_class"] = _unseen_with_class(rows, tested, name)
     return found
 
 
@@ -124,3 +126,11 @@ def _generalization(trained: pd.Series, tested: pd.Series) -> dict[str, Any]:
         "attribute_generalization": float(unseen.sum() / counts.sum()),
         "unseen": [str(value) for value in unseen.index],
     }
+
+
+def _unseen_with_class(trained: pd.DataFrame, tested: pd.DataFrame, name: str) -> float | None:
+    known, asked = (part[["y", name]].dropna() for part in (trained, tested))
+    if not len(known) or not len(asked):
+        return None
+    seen = pd.MultiIndex.from_frame(asked).isin(pd.MultiIndex.from_frame(known.drop_duplicates()))
+    return float(1 - seen.mean())

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dgharness.data.check import FEW, Finding, counts, findings
-from dgharness.data.dataset import Dataset, InMemory
+from dgharness.data.dataset import Dataset, Defaults, InMemory
 from dgharness.data.folder import folder
 from dgharness.data.images import ImageOptions
 from dgharness.data.table import TableOptions, csv
@@ -85,6 +85,27 @@ def test_a_domain_that_differs_from_the_complete_dataset_is_named(sound):
     )
 
 
+def test_a_class_that_differs_from_the_complete_dataset_is_named_with_its_domain(sound):
+    full = {"art": {"cat": 12, "dog": 12}, "photo": {"cat": 12, "dog": 12}}
+    assert kinds(sound, classes=full) == {}
+    found = kinds(sound, classes=full | {"photo": {"cat": 11, "dog": 12, "cow": 1}})
+    assert found["classes that differ from the complete dataset"].examples == (
+        "domain photo has 12 cat and should have 11",
+        "domain photo has 0 cow and should have 1",
+    )
+
+
+def test_a_single_domain_in_place_of_several_is_compared_with_them_together(sound):
+    one = replace(sound, manifest=sound.manifest.assign(domain=pd.Categorical(["all"] * 48)))
+    classes = {"land": {"cat": 10, "dog": 10}, "water": {"cat": 14, "dog": 14}}
+    complete = {"land": 20, "water": 28}
+    assert kinds(one, complete=complete, classes=classes) == {}
+    found = kinds(one, complete={"land": 20, "water": 29})
+    assert found["domains that differ from the complete dataset"].examples == (
+        "domain all has 48 examples and should have 49",
+    )
+
+
 # --- what is unknown -------------------------------------------------------------------------------
 
 
@@ -141,6 +162,32 @@ def test_groups_and_domains_without_examples_are_named(sound):
     found = kinds(replace(sound, manifest=manifest, reader=InMemory(sound.reader.x_M[kept])))
     assert found["groups of metrics without examples"].examples == ("y=dog,colour=red",)
     assert found["domains without examples"].examples == ("sketch",)
+
+
+def test_groups_that_the_complete_dataset_lacks_too_are_no_fault(sound):
+    kept = ~((sound.manifest["colour"] == "red") & (sound.manifest["y"] == "dog"))
+    manifest = sound.manifest[kept].reset_index(drop=True)
+    lacking = replace(sound, manifest=manifest, reader=InMemory(sound.reader.x_M[kept]))
+    assert kinds(lacking, absent=("y=dog,colour=red",)) == {}
+    assert list(kinds(lacking, absent=("y=cat,colour=red",))) == ["groups of metrics without examples"]
+
+
+def test_a_group_that_only_the_test_has_is_missing_in_training(sound):
+    manifest = sound.manifest
+    moved = (manifest["split"] == "train") & (manifest["colour"] == "red") & (manifest["y"] == "dog")
+    split = manifest["split"].where(~moved, "test")
+    grouped = replace(sound, manifest=manifest.assign(split=split), train_groups=("y", "colour"))
+    found = kinds(grouped)
+    assert list(found) == ["groups of training without examples"]
+    assert found["groups of training without examples"].examples == ("y=dog,colour=red",)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_without_examples_is_named_where_training_goes_by_it(sound, split):
+    manifest = sound.manifest.assign(split=sound.manifest["split"].where(sound.manifest["split"] != split))
+    trained_by_it = replace(sound, manifest=manifest, defaults=Defaults(protocol="official"))
+    assert kinds(trained_by_it)["splits without examples"].examples == (split,)
+    assert "splits without examples" not in kinds(replace(sound, manifest=manifest))
 
 
 # --- leakage ---------------------------------------------------------------------------------------
@@ -201,12 +248,13 @@ def test_equal_files_in_one_domain_are_no_leak(photos, load):
 
 
 def test_equal_texts_in_two_splits_are_duplicates(tmp_path):
-    text = "y,domain,split,text\n0,u,train,good\n1,u,train,bad\n0,v,test,good\n1,v,test,so so\n"
+    rows = ["0,u,train,good", "1,u,train,bad", "0,u,val,it", "1,u,val,was", "0,v,test,good", "1,v,test,so so"]
+    text = "\n".join(["y,domain,split,text", *rows, ""])
     (tmp_path / "table.csv").write_text(text)
     dataset = csv.load(str(tmp_path / "table.csv"), None, 0, TableOptions(tokenizer="hashing"))
     found = kinds(dataset)
     assert list(found) == ["duplicates across domains", "duplicates across splits"]
-    assert found["duplicates across splits"].rows == (0, 2)
+    assert found["duplicates across splits"].rows == (0, 4)
 
 
 # --- files and text --------------------------------------------------------------------------------

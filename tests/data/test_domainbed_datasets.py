@@ -15,6 +15,7 @@ from layouts.domainbed import FOLDERS, LAYOUTS, SPAWRIOUS, write_camelyon, write
 from dgharness import registry
 from dgharness.config import RunConfig, compose
 from dgharness.data.augmentation import augment
+from dgharness.data.check import findings
 from dgharness.data.dataset import Dataset
 from dgharness.data.domainbed.spawrious import IMAGES, Folder, many_to_many, one_to_one
 from dgharness.data.images import ImageOptions
@@ -68,6 +69,12 @@ def test_location_100_comes_before_location_38_as_text_is_sorted(tmp_path):
 )
 def test_the_counts_of_the_complete_dataset_add_up_to_its_published_size(name, total):
     assert sum(registry.load("datasets", f"domainbed:{name}").counts.values()) == total
+
+
+@pytest.mark.parametrize("name", ["PACS", "VLCS", "SpawriousO2O_easy", "SpawriousM2M_hard"])
+def test_the_counts_of_the_classes_add_up_to_those_of_the_domains(name):
+    spec = registry.load("datasets", f"domainbed:{name}")
+    assert {domain: sum(of.values()) for domain, of in spec.class_counts.items()} == spec.counts
 
 
 def test_without_the_folder_the_message_says_what_belongs_where(tmp_path):
@@ -158,7 +165,10 @@ def test_no_breed_is_tested_where_it_was_trained(name, tmp_path):
     trained = {(breed, place) for test, breed, place in seen if not test}
     assert tested and not tested & trained
     assert dataset.manifest["path"].is_unique
-    counts = registry.load("datasets", f"domainbed:{name}").counts
+    spec = registry.load("datasets", f"domainbed:{name}")
+    kinds = [finding.kind for finding in findings(dataset, absent=spec.absent_groups)]
+    assert "groups of metrics without examples" not in kinds and spec.absent_groups
+    counts = spec.counts
     assert counts == {"Test": 25_344, "SC_group_1": 12_672, "SC_group_2": 12_672}
 
 

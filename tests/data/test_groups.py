@@ -59,6 +59,26 @@ def test_an_empty_overlapping_group_is_nan_and_never_the_worst(comments: pd.Data
     assert scores.wga.name == "male"
 
 
+@pytest.mark.parametrize("yes", ["1", "1.0", "True", "yes"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_members_are_those_of_whom_the_column_says_yes_whatever_the_order_of_its_categories(yes, turned):
+    no = {"1": "0", "1.0": "0.0", "True": "False", "yes": "no"}[yes]
+    levels = [yes, no] if turned else [no, yes]
+    table = pd.DataFrame({"male": pd.Categorical([yes, no, None, yes], levels)})
+    assert metric_groups(table, ["male+male"]).group_M[:, 0].tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("values", [["0"], ["False"], ["no"], [None]])
+def test_nobody_belongs_where_a_column_says_no_or_nothing(values):
+    table = pd.DataFrame({"male": pd.Categorical(["0", "1"]), "black": pd.Categorical(values * 2)})
+    assert metric_groups(table, ["male+black"]).group_M.int().tolist() == [[0, 0], [1, 0]]
+
+
+def test_of_other_words_the_last_category_is_the_group():
+    table = pd.DataFrame({"a": pd.Categorical(["apart", "member"]), "b": pd.Categorical(["x", "x"])})
+    assert metric_groups(table, ["a+b"]).group_M.int().tolist() == [[0, 1], [1, 1]]
+
+
 def test_algorithms_get_no_overlapping_groups(comments: pd.DataFrame):
     with pytest.raises(UsageError, match="cannot group by 'male\\+female'"):
         grouping(comments, ["male+female"])

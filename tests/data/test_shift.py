@@ -73,6 +73,18 @@ def test_the_training_split_of_waterbirds(with_columns):
     assert found["attribute_imbalance"] == pytest.approx(1 - 0.8250, abs=1e-4)
 
 
+def test_a_value_that_training_has_with_other_classes_alone_is_unseen_with_its_class(with_columns):
+    dataset = with_columns(
+        y=["0", "1", "1", "0", "0", "1", "0"],
+        place=["a", "b", "a", "b", "a", "b", None],
+        split=["train"] * 3 + ["test"] * 4,
+    )
+    found = shift_measures(dataset)["attributes"]["place"]
+    assert found["attribute_generalization"] == 0 and found["unseen"] == []
+    assert found["unseen_with_class"] == pytest.approx(1 / 3)
+    assert "unseen with class 0.333" in described(shift_measures(dataset))[1]
+
+
 def test_only_training_examples_are_measured_and_values_new_at_test_are_named(with_columns):
     dataset = with_columns(
         y=["0", "1", "0", "1", "0", "0", "0"],
@@ -86,6 +98,7 @@ def test_only_training_examples_are_measured_and_values_new_at_test_are_named(wi
         "attribute_imbalance": 0,
         "attribute_generalization": 0.5,
         "unseen": ["c"],
+        "unseen_with_class": 0.5,
     }
     assert shift_measures(dataset, split="test")["attributes"]["place"]["unseen"] == []
 

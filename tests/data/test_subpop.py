@@ -88,6 +88,8 @@ def test_groups_that_training_lacks_have_no_number_in_it(prepared):
     run = prepared("nico++")
     assert len(run.train_grouping) == 60 * 6 - 7
     assert len(grouping(run.dataset.manifest, run.dataset.groups)) == 360
+    found = shift_measures(run.dataset)["attributes"]["context"]
+    assert found["attribute_generalization"] == 0 and found["unseen_with_class"] == pytest.approx(7 / 360)
     tested = np.concatenate(list(run.splits.rows["test"].values()))
     assert (run.train_grouping.group_M[tested] < 0).sum() == 7
 
@@ -132,8 +134,8 @@ def test_whole_paths_count_from_the_datasets_own_folder(load, tmp_path):
         ("a", 0.5, r"row 3 .* has a=.*0.5.*, which is not one of the numbers 0 to 1"),
         ("split", 7, r"row 3 .* has split='7', which is none of 0, 1, 2"),
         ("filename", None, r"row 3 .* has no filename"),
-        ("filename", "../../x.jpg", r"row 3 names the image '../../x.jpg', which leaves the folder"),
-        ("filename", "gone.jpg", r"row 3 names the image 'gone.jpg', which is not in"),
+        ("filename", "../../x.jpg", r"row 3 of .*csv names the image '../../x.jpg', which leaves the folder"),
+        ("filename", "gone.jpg", r"row 3 of .*csv names the image 'gone.jpg', which is not in"),
     ],
 )
 def test_what_a_table_cannot_mean_is_told_with_its_row(column, value, message, load, tmp_path):
@@ -179,6 +181,34 @@ def test_the_counts_of_the_complete_dataset_add_up_to_its_published_size(name, t
 
 
 # --- attributes that appear at test alone ----------------------------------------------------------
+
+
+def test_rows_that_are_left_out_count_where_a_missing_image_is_named(load, tmp_path):
+    load("cxr-multisite")
+    path = tmp_path / "MIMIC-CXR-JPG" / "subpop_bench_meta" / "metadata_multisite.csv"
+    table = pd.read_csv(path).sort_values("split", ascending=False, kind="stable", ignore_index=True)
+    table.loc[table["split"] == 3, "filename"] = "/data/chexpert/nowhere.jpg"
+    table.to_csv(path, index=False)
+    assert len(load("cxr-multisite").manifest) == 36  # nobody reads the images of rows that are left out
+    table.loc[40, "filename"] = "/data/chexpert/gone.jpg"
+    table.to_csv(path, index=False)
+    with pytest.raises(UsageError, match=rf"row 40 of {path} names the image 'chexpert/gone.jpg'"):
+        load("cxr-multisite")
+    table.loc[40, "filename"] = "/data/elsewhere.jpg"
+    table.to_csv(path, index=False)
+    with pytest.raises(UsageError, match=rf"row 40 of {path} names the image '/data/elsewhere.jpg'"):
+        load("cxr-multisite")
+
+
+@pytest.mark.parametrize("name", ["entity13", "entity30", "nonliving26"])
+def test_of_breeds_only_living17_is_reported_on_unseen_subclasses_by_default(load, name):
+    manifest = load(name).manifest
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    trained, tested = (
+        set(manifest.loc[manifest["split"] == split, "subclass"]) for split in ("train", "test")
+    )
+    assert tested <= trained
+    assert set(load(name, test_split="zs").manifest["split"]) == {"train", "val", "test", "id_test"}
 
 
 def test_breeds_are_tested_on_subclasses_that_training_never_saw(load):

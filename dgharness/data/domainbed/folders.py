@@ -8,10 +8,11 @@ Paper: Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 20
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from dgharness.data.dataset import Dataset, DatasetSpec
 from dgharness.data.folder import list_images, manifest_of_listing
@@ -73,6 +74,7 @@ def _spec(
     classes: int,
     eval_every: int = 300,
     note: str = "",
+    class_counts: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> DatasetSpec:
     """``domains`` are the folders with the number of images in the complete dataset, None where unknown."""
     return DatasetSpec(
@@ -80,14 +82,43 @@ def _spec(
         ImageOptions,
         layout=f"{folder}/<domain>/<class>/<image>\n  <domain>: {', '.join(sorted(domains))}{note}",
         counts={domain: count for domain, count in sorted(domains.items()) if count is not None},
+        class_counts=class_counts,
         doc=__doc__,
     )
 
 
-PACS = _spec("PACS", "PACS", {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}, 7)
+def _by_class(classes: Sequence[str], **counts: Sequence[int]) -> dict[str, dict[str, int]]:
+    return {domain: dict(zip(classes, of_class, strict=True)) for domain, of_class in counts.items()}
+
+
+PACS = _spec(
+    "PACS",
+    "PACS",
+    {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929},
+    7,
+    class_counts=_by_class(
+        ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
+        art_painting=(379, 255, 285, 184, 201, 295, 449),
+        cartoon=(389, 457, 346, 135, 324, 288, 405),
+        photo=(189, 202, 182, 186, 199, 280, 432),
+        sketch=(772, 740, 753, 608, 816, 80, 160),
+    ),
+)
 """Paintings, cartoons, photographs and sketches of 7 kinds of object (Li et al. 2017)."""
 
-VLCS = _spec("VLCS", "VLCS", {"Caltech101": 1415, "LabelMe": 2656, "SUN09": 3282, "VOC2007": 3376}, 5)
+VLCS = _spec(
+    "VLCS",
+    "VLCS",
+    {"Caltech101": 1415, "LabelMe": 2656, "SUN09": 3282, "VOC2007": 3376},
+    5,
+    class_counts=_by_class(
+        ("bird", "car", "chair", "dog", "person"),
+        Caltech101=(237, 123, 118, 67, 870),
+        LabelMe=(80, 1209, 89, 43, 1235),
+        SUN09=(21, 933, 1036, 31, 1261),
+        VOC2007=(330, 699, 428, 420, 1499),
+    ),
+)
 """Photographs of 5 kinds of object from four collections (Fang et al. 2013)."""
 
 OfficeHome = _spec(

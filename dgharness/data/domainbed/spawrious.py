@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -114,12 +115,22 @@ def _listed(name: str, place: Path, folder: Folder) -> pd.DataFrame:
 
 
 def _spec(name: str, folders: Sequence[Folder]) -> DatasetSpec:
+    counts: dict[str, dict[str, int]] = {domain: dict.fromkeys(BREEDS, 0) for domain in DOMAINS}
+    for folder in folders:
+        counts[folder.domain][folder.breed] += folder.limit or IMAGES
+    present = {(folder.breed, folder.location) for folder in folders}
     return DatasetSpec(
         partial(_load, name, folders),
         ImageOptions,
         layout=f"{ROOT}/{{0,1}}/<location>/<breed>/<image>\n"
         f"  <location>: {', '.join(LOCATIONS)}\n  <breed>: {', '.join(sorted(BREEDS))}",
-        counts={domain: sum(f.limit or IMAGES for f in folders if f.domain == domain) for domain in DOMAINS},
+        counts={domain: sum(of_breed.values()) for domain, of_breed in counts.items()},
+        class_counts=counts,
+        absent_groups=tuple(
+            f"y={breed},location={location}"
+            for breed, location in product(BREEDS, LOCATIONS)
+            if (breed, location) not in present
+        ),
         doc=__doc__,
     )
 

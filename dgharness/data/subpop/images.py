@@ -8,16 +8,17 @@ Paper: Yang et al., Change is Hard: A Closer Look at Subpopulation Shift, ICML 2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from dgharness.data.dataset import Dataset, DatasetSpec, Defaults
 from dgharness.data.image_cache import Fit
-from dgharness.data.images import ImageOptions, image_dataset
+from dgharness.data.images import ImageOptions, image_dataset, image_files
 from dgharness.data.subpop.official import METRIC
 from dgharness.data.subpop.table import (
     LEFT_OUT,
@@ -56,7 +57,7 @@ class Images:
     folder: str = ""
     within: tuple[str, ...] = ()
     fit: Fit = "crop"
-    counts: Mapping[str, int] = field(default_factory=dict)
+    class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     further: Mapping[str, str] = field(default_factory=dict)  # what test_split may name -> split of the table
     derived: Callable[[pd.DataFrame], pd.DataFrame] = lambda manifest: manifest  # adds columns
     attribute: str = ""  # added by ``derived``: measured, but in no group and never seen in training
@@ -72,7 +73,8 @@ def image_spec(
         partial(_load, f"subpop:{name}", images),
         options,
         layout=f"{images.table.layout}\n  its images under {where}/",
-        counts=images.counts,
+        counts={domain: sum(of_class.values()) for domain, of_class in images.class_counts.items()},
+        class_counts=images.class_counts,
         doc=__doc__,
     )
 
@@ -84,33 +86,38 @@ def _load(
     if further := images.further.get(getattr(options, "test_split", "")):
         table = tested_on(table, further)
     manifest = read_table(name, place, table)
+    row_M, manifest = manifest.index.to_numpy(), manifest.reset_index(drop=True)
     path = manifest.pop("filename")
-    manifest["path"] = path if images.folder else _from_folder(place / table.file, path, images.within)
-    manifest = images.derived(manifest)
+    if not images.folder:
+        path = _from_folder(place / table.file, path, row_M, images.within)
+    folder = place / images.folder
+    files = image_files(folder, path.tolist(), lambda row: f"row {row_M[row]} of {place / table.file}")
+    manifest = images.derived(manifest.assign(path=path))
     known = getattr(options, "attributes", "unknown") == "known"
     manifest = with_domain(manifest, table.attribute, known)
     fields = subpopulations(manifest, table.attribute, known, metric=images.metric)
     if images.attribute:
         fields["hidden"] = (*fields["hidden"], images.attribute)
     return image_dataset(
-        name, place / images.folder, manifest, options, fit=images.fit, defaults=images.defaults, **fields
+        name, folder, manifest, options, files=files, fit=images.fit, defaults=images.defaults, **fields
     )
 
 
-def _from_folder(table: Path, path: pd.Series, within: Sequence[str]) -> list[str]:
-    """Each path from the last of the folders ``within`` on.
+def _from_folder(table: Path, path: pd.Series, row_M: np.ndarray, within: Sequence[str]) -> pd.Series:
+    """Each path from the last of the folders ``within`` on; ``row_M`` are their rows of the table.
 
-    >>> _from_folder(Path("t.csv"), pd.Series(["/old/data/metashift/cat/1.jpg"]), ["metashift"])
+    >>> whole = pd.Series(["/old/data/metashift/cat/1.jpg"])
+    >>> _from_folder(Path("t.csv"), whole, np.array([0]), ["metashift"]).tolist()
     ['metashift/cat/1.jpg']
     """
     found = path.str.extract(rf"^(?:.*/)?((?:{'|'.join(within)})/.+)$", expand=False)
     if (outside := found.isna()).any():
-        row = int(outside.to_numpy().argmax())
+        first = int(outside.to_numpy().argmax())
         raise UsageError(
-            f"row {row} of {table} names the image {path.iloc[row]!r}, which is not in a folder "
+            f"row {row_M[first]} of {table} names the image {path.iloc[first]!r}, which is not in a folder "
             f"{' or '.join(within)}; write the table anew with SubpopBench's scripts/download.py"
         )
-    return found.tolist()
+    return found
 
 
 # --- attributes that training may know -------------------------------------------------------------
@@ -122,7 +129,10 @@ waterbirds = image_spec(
         defaults("resnet50", 5000, 300),
         folder="waterbirds/waterbird_complete95_forest2water2",
         fit="squash-crop",
-        counts={"land": 7051, "water": 4737},
+        class_counts={
+            "land": {"landbird": 6220, "waterbird": 831},
+            "water": {"landbird": 2905, "waterbird": 1832},
+        },
     ),
 )
 """Land birds and water birds, in training mostly in front of their own place (Sagawa et al. 2020)."""
@@ -134,7 +144,10 @@ celeba = image_spec(
         defaults("resnet50", 30000, 1000),
         folder="celeba/img_align_celeba",
         fit="centre",
-        counts={"no": 118165, "yes": 84434},
+        class_counts={
+            "no": {"not blond": 89931, "blond": 28234},
+            "yes": {"not blond": 82685, "blond": 1749},
+        },
     ),
 )
 """Blond hair or not in faces, of which few are of blond men (Liu et al. 2015; Sagawa et al. 2020)."""
@@ -162,7 +175,7 @@ nicopp = image_spec(
         within=("nicopp",),
     ),
 )
-"""Animals and things of 60 kinds in six contexts, not all of them seen in training (Zhang et al. 2023)."""
+"""Animals and things of 60 kinds in six contexts, not every kind in each of them (Zhang et al. 2023)."""
 
 
 # --- attributes that appear at test alone ----------------------------------------------------------
@@ -177,9 +190,13 @@ class ImageNetBGOptions(SubpopImageOptions):
 
 
 class BreedsOptions(SubpopImageOptions):
+    test_split: Literal["zs", "test"] = "test"
+    """What is reported: other images of the subclasses of training (test, as SubpopBench does for all of
+    BREEDS but Living17), or subclasses that training never saw (zs; test then is logged as id_test)."""
+
+
+class Living17Options(BreedsOptions):
     test_split: Literal["zs", "test"] = "zs"
-    """What is reported: subclasses that training never saw (zs), or its own (test, which else is logged as
-    id_test)."""
 
 
 def _with_background(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -225,8 +242,14 @@ imagenet_bg = image_spec(
 """ImageNet-9, tested on foregrounds that were given another background (Xiao et al. 2021)."""
 
 
-# SubpopBench trains these from scratch: model.weights=scratch.
-def _breeds(name: str, classes: int, metric: str = METRIC) -> DatasetSpec:
+# SubpopBench trains these from scratch: model.weights=scratch. Version 1 tested all of them on zs.
+def _breeds(
+    name: str,
+    classes: int,
+    metric: str = METRIC,
+    options: type[BreedsOptions] = BreedsOptions,
+    version: int = 2,
+) -> DatasetSpec:
     images = Images(
         Table(
             f"breeds/metadata_{name}.csv",
@@ -240,17 +263,17 @@ def _breeds(name: str, classes: int, metric: str = METRIC) -> DatasetSpec:
         attribute="subclass",
         metric=metric,
     )
-    return image_spec(name, images, BreedsOptions)
+    return replace(image_spec(name, images, options), version=version)
 
 
-living17 = _breeds("living17", 17, metric="accuracy")
+living17 = _breeds("living17", 17, "accuracy", Living17Options, version=1)
 """Seventeen kinds of animal, tested on subclasses that training never saw (Santurkar et al. 2021)."""
 
 entity13 = _breeds("entity13", 13)
-"""Thirteen kinds of entity, tested on subclasses that training never saw (Santurkar et al. 2021)."""
+"""Thirteen kinds of entity; as an option, tested on unseen subclasses (Santurkar et al. 2021)."""
 
 entity30 = _breeds("entity30", 30)
-"""Thirty kinds of entity, tested on subclasses that training never saw (Santurkar et al. 2021)."""
+"""Thirty kinds of entity; as an option, tested on unseen subclasses (Santurkar et al. 2021)."""
 
 nonliving26 = _breeds("nonliving26", 26)
-"""Twenty-six kinds of thing, tested on subclasses that training never saw (Santurkar et al. 2021)."""
+"""Twenty-six kinds of thing; as an option, tested on unseen subclasses (Santurkar et al. 2021)."""

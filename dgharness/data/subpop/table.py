@@ -56,7 +56,7 @@ class Table:
 
 
 def read_table(name: str, root: Path, table: Table) -> pd.DataFrame:
-    """``y``, the attribute, ``split`` and ``filename`` of every row that is not left out.
+    """``y``, the attribute, ``split`` and ``filename`` of every row that is not left out, by its number.
 
     A missing file or column, and a value that the table does not know, are a UsageError that names the row.
     """
@@ -89,7 +89,7 @@ def read_table(name: str, root: Path, table: Table) -> pd.DataFrame:
     kept = split != LEFT_OUT
     found["split"] = pd.Categorical(split.where(kept), OFFICIAL)
     found["filename"] = rows["filename"]
-    return found[kept].reset_index(drop=True)
+    return found[kept]
 
 
 def row_numbers(path: Path, filename: pd.Series, length: int, what: str) -> np.ndarray:

@@ -206,6 +206,10 @@ multinli = DatasetSpec(
     layout=f"{RELATIONS.layout}\n"
     f"{PAIRS}/{{{','.join(PARTS)}}}\n  GLUE's: sentence1, sentence2, gold_label; filename counts them all",
     counts={"no": 382945, "yes": 29404},
+    class_counts={
+        "no": {"contradiction": 114909, "entailment": 134821, "neutral": 133215},
+        "yes": {"contradiction": 22447, "entailment": 3020, "neutral": 3937},
+    },
     doc=__doc__,
 )
 """Whether one sentence follows from another; a negation suggests that it does not (Williams et al. 2018)."""

@@ -28,8 +28,8 @@ from dgharness.metrics.scores import FEW
 Official = Callable[[Tensor, np.ndarray], Mapping[str, float]]
 Names = Mapping[str, Sequence[str]]  # metadata field -> what its codes 0, 1, ... are called
 
-# The split schemes of the package's classes; those that are not here have the official one alone. Of amazon and
-# yelp every file in splits/ is one.
+# The split schemes of the package's classes; those that are not here have the official one alone. Of amazon
+# and yelp every file in splits/ is one.
 SCHEMES = {
     "bdd100k": ("official", "timeofday", "location"),
     "camelyon17": ("official", "mixed-to-test"),
@@ -174,17 +174,14 @@ def splits_of(dataset: Any) -> pd.Categorical:
     code_M = np.full(len(split_M), -1, dtype=np.int64)
     for name, number in dataset.split_dict.items():
         code_M[split_M == number] = OFFICIAL.index(name)
-    left_out = LEFT_OUT.get(dataset.dataset_name, (-1,))
-    if len(
-        wrong := np.flatnonzero(
-            (code_M < 0) & ~np.isin(pd.to_numeric(pd.Series(split_M), "coerce"), left_out)
-        )
-    ):
+    number_M = pd.to_numeric(pd.Series(split_M), "coerce")
+    left_out_M = number_M.isin(LEFT_OUT.get(dataset.dataset_name, (-1,))).to_numpy()
+    if len(wrong := np.flatnonzero((code_M < 0) & ~left_out_M)):
         row = int(wrong[0])
         raise UsageError(
             f"row {row} of wilds:{dataset.dataset_name} has the split {split_M[row]}, which is none of "
-            f"{', '.join(map(str, dataset.split_dict.values()))} ({len(wrong)} such rows); mend it or take the "
-            "row out"
+            f"{', '.join(map(str, dataset.split_dict.values()))} ({len(wrong)} such rows); mend it or take "
+            "the row out"
         )
     return coded(code_M, OFFICIAL)
 

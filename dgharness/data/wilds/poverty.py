@@ -1,8 +1,8 @@
 """How wealthy a village is, from satellite images of eight bands, in countries that training did not see.
 
 The images are numbers, normalised by whoever published them; they are read from their files as they are asked
-for. The benchmark's five replicates are the folds A to E, in which other countries are held out; the trial seeds
-0 to 4 take them in turn.
+for. The benchmark's five replicates are the folds A to E, in which other countries are held out; the trial
+seeds 0 to 4 take them in turn.
 
 Paper: Koh et al., WILDS: A Benchmark of in-the-Wild Distribution Shifts, ICML 2021, arXiv:2012.07421
 
@@ -90,14 +90,16 @@ poverty_unlabeled_v1.0/ (for data.unlabeled): unlabeled_metadata.csv with countr
 
 
 def augment_visible(x_N8HW: Tensor, generator: torch.Generator) -> Tensor:
-    """WILDS' ``poverty_train`` (examples/transforms.py): mirror, and jitter the colours, of red, green and blue.
+    """WILDS' ``poverty_train`` (examples/transforms.py): mirror and recolour the bands red, green and blue.
 
-    Each image is mirrored in either direction with probability 1/2, and draws its own brightness, contrast and
-    saturation from 0.2 to 1.8 and a turn of the hue by at most 0.1; the five other bands stay as they are, as
-    there. There too the three bands become bytes by way of 255 x, of which the whole part counts modulo 256:
-    as they are normalised, most values wrap around, and training sees them in 0..1 where evaluation sees them
-    as they are. Unlike there, colours are not rounded to bytes after every change, and the order of the four
-    changes is drawn once for a batch.
+    Each image is mirrored in either direction with probability 1/2, and draws its own brightness, contrast
+    and saturation from 0.2 to 1.8 and a turn of the hue by at most 0.1 of a circle; the five other bands stay
+    as they are, as there. There too the three bands become bytes by way of 255 x, of which the whole part
+    counts modulo 256: as they are normalised, most values wrap around, and training sees them in 0..1 where
+    evaluation sees them as they are. Unlike there, colours are not rounded to bytes after every change, and
+    the order of the four changes is drawn once for a batch.
+
+    Paper: Koh et al., WILDS, ICML 2021, arXiv:2012.07421
     """
     draws_N6 = torch.rand(len(x_N8HW), 6, generator=generator)
     order = torch.randperm(4, generator=generator).tolist()
