@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dgharness.config import compose
 from dgharness.data.text import BUCKETS, PADDING, START, TextOptions, not_utf8, text_dataset, text_reader
 from dgharness.errors import UsageError
 from dgharness.hparams import checked
@@ -20,6 +21,7 @@ from dgharness.models.linear import linear
 from dgharness.models.mlp import mlp
 from dgharness.models.mnist_cnn import mnist_cnn
 from dgharness.models.model import build_model
+from dgharness.training.prepare import prepare
 
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "##ly", "it", "was", "!")
 PAD, UNK, CLS, SEP, GOOD, BAD, LY, IT, WAS, BANG = 0, 1, 2, 3, 5, 6, 7, 8, 9, 10
@@ -92,6 +94,13 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(UsageError, match=rf"the tokenizer {tmp_path} is neither a folder with tokenizer"):
         tokens(["good"], tokenizer=str(tmp_path))
+
+
+def test_a_run_without_its_tokenizer_is_refused_before_it_begins(tmp_path: Path):
+    (tmp_path / "table.csv").write_text("y,domain,text\na,u,good\nb,u,bad\na,v,better\nb,v,worse\n")
+    sets = [f"data.name=csv:{tmp_path / 'table.csv'}", "data.tokenizer=/nowhere/at/all"]
+    with pytest.raises(UsageError, match=r"no folder /nowhere/at/all with a tokenizer"):
+        prepare(compose(sets=sets))
 
 
 def test_the_cache_is_asked_before_the_hub_and_failing_both_the_switches_are_named(monkeypatch: Any):
