@@ -232,6 +232,15 @@ def test_a_dry_run_says_what_would_happen(dgharness):
     assert "4 runs of 16 steps in all" in said.err and "erm, irmv1" in said.err
 
 
+@pytest.mark.parametrize("command", [("train",), ("sweep", "-a", "erm", "--trials", "1")])
+def test_a_dry_run_fetches_no_weights(dgharness, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    model = ("--set", "model.name=resnet18", "--set", "model.weights=in1k-v1")
+    said = dgharness(*command, *model, "--dry-run")
+    assert said.code == 0 and not list(Path().iterdir()) and not (tmp_path / "home").exists()
+    assert "the weights resnet18/in1k-v1 are not here and would be fetched from https://" in said.err
+
+
 # --- naming things ---------------------------------------------------------------------------------
 
 
@@ -354,6 +363,20 @@ def test_a_dataset_is_shown_with_its_counts(dgharness):
 
 
 # --- runs ------------------------------------------------------------------------------------------
+
+
+def test_a_report_goes_by_the_rule_that_its_runs_show(dgharness, store):
+    def rules(*words: str) -> tuple[set[str], str]:
+        said = dgharness("report", EXPERIMENT, "--format", "json", *words)
+        return {column["rule"] for table in json.loads(said.out) for column in table["columns"]}, said.err
+
+    dgharness("train", *FAST, "--set", "selection.shown=worst-group")
+    assert rules() == ({"worst-group"}, "")
+    assert rules("--rule", "last")[0] == {"last"}
+    dgharness("train", "-a", "irm", *FAST)
+    found, said = rules()
+    assert found == {"training-domain-validation"}
+    assert "the runs show their results by training-domain-validation and worst-group; here by" in said
 
 
 def test_a_run_is_trained_reported_and_trained_again(dgharness, store):

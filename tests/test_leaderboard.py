@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dgharness.report.table import Cell
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.selection.training_domain_validation import training_domain_validation
 from dgharness.training.identity import run_tags
+from dgharness.training.leaderboard import other_split
 from dgharness.training.prepare import Prepared, prepare
 from dgharness.training.progress import header_lines
 
@@ -79,6 +81,23 @@ def test_nothing_can_be_chosen_by_the_test_split(prepared: Any) -> None:
     assert "test_holdout" not in run.splits.rows
     with pytest.raises(UsageError, match="the rule test-domain-validation cannot choose here"):
         prepared("selection.rules=[test-domain-validation]", "selection.shown=test-domain-validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "official"),
+    [
+        ("wilds:amazon", "user", True),
+        ("wilds:fmow", "time_after_2016", True),
+        ("wilds:amazon", "time", False),
+        ("wilds:rxrx1", "mixed-to-test", False),
+    ],
+)
+def test_the_official_split_may_be_called_by_its_other_name(
+    prepared: Any, name: str, scheme: str, official: bool
+) -> None:
+    run = prepared()
+    config = compose(sets=[f"data.name={name}", f"data.split_scheme={scheme}"])
+    assert (other_split(config, dataclasses.replace(run.dataset, name=name)) == []) == official
 
 
 # --- a report --------------------------------------------------------------------------------------

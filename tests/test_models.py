@@ -25,6 +25,7 @@ from dgharness.models.mlp import mlp
 from dgharness.models.mnist_cnn import mnist_cnn
 from dgharness.models.model import ModelSpec, build_model
 from dgharness.models.resnet import resnet18, resnet50
+from dgharness.models.weights import without_fetching
 
 SMALL = {"linear": linear, "mlp": mlp, "mnist-cnn": mnist_cnn}
 SHAPE = (2, 14, 14)
@@ -298,6 +299,25 @@ def test_named_weights_are_downloaded_once_into_the_hub_folder(
     source.unlink()
     named, own = built(resnet18), built(resnet18, weights_file=str(weights_file))
     assert same(named, own)
+
+
+def test_a_plan_fetches_no_weights_and_says_which_would_be(
+    weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    sha = published(weights_file, monkeypatch, tmp_path.as_uri())
+    url = f"{tmp_path.as_uri()}/resnet18-{sha[:8]}.pth"
+    (tmp_path / f"resnet18-{sha[:8]}.pth").write_bytes(weights_file.read_bytes())
+    with without_fetching() as absent:
+        assert resnet18.weights(options(resnet18)) == ("in1k-v1", None)
+        assert resnet18.weights(options(resnet18, weights="scratch")) == ("scratch", None)
+        assert resnet18.weights(options(resnet18, weights_file=str(weights_file)))[1] == sha
+    assert absent == [f"the weights resnet18/in1k-v1 are not here and would be fetched from {url}"]
+    assert not (tmp_path / "home").exists()
+    assert resnet18.weights(options(resnet18)) == ("in1k-v1", sha)
+    with without_fetching() as absent:
+        assert resnet18.weights(options(resnet18)) == ("in1k-v1", sha)
+    assert absent == []
 
 
 def test_a_damaged_download_is_not_used(

@@ -152,6 +152,7 @@ def test_wilds_settings_are_the_published_ones(dataset: str) -> None:
         ("fmow", 1, 1e-5, 1e-4),
         ("poverty", 0.1, 1e-4, 1e-3),
         ("amazon", 1, 1e-6, 1e-5),
+        ("civilcomments", 1, 1e-6, 1e-5),
         ("ogb-molpcba", 0.1, 1e-3, 1e-2),
     ],
 )
@@ -160,6 +161,21 @@ def test_dann_has_its_three_rates(dataset: str, weight: float, featurizer: float
     assert config.hp["weight"] == weight and config.optimizer.lr == featurizer
     assert config.optimizer.lr * config.optimizer.head_lr_multiplier == pytest.approx(classifier)
     assert config.optimizer.lr * config.hp["lr_multiplier"] == pytest.approx(classifier)
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name.startswith("wilds/")])
+def test_wilds_chooses_checkpoints_by_the_official_metric(name: str) -> None:
+    """But for yelp, whose official metric is that of its worst year: it keeps the mean."""
+    shown = "training-domain-validation" if name == "wilds/yelp" else "official-validation"
+    selection = compose(preset=name).selection
+    assert selection.shown == shown in selection.rules
+
+
+def test_rules_of_ones_own_need_no_choice_of_what_is_shown() -> None:
+    selection = compose(preset="wilds/fmow", sets=["selection.rules=last"]).selection
+    assert (selection.rules, selection.shown) == (("last",), "training-domain-validation")
+    both = compose(preset="wilds/fmow", sets=["selection.rules=[last,official-validation]"]).selection
+    assert both.shown == "official-validation"
 
 
 def test_schedules_are_the_published_ones() -> None:
