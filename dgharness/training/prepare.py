@@ -61,12 +61,34 @@ class Prepared:
 
 
 def load_dataset(data: DataConfig, root: str, trial_seed: int) -> Dataset:
-    """The dataset of a configuration; what a trial generates is kept for the next run on it."""
-    return _load_dataset(data.name, json.dumps(data.options, sort_keys=True), root, trial_seed)
+    """The dataset of a configuration; what a trial generates is kept for the next run on it.
+
+    A table that was edited is read again. What was done to images is found out after ``forget_own_files``.
+    """
+    options = json.dumps(data.options, sort_keys=True)
+    return _load_dataset(data.name, options, root, trial_seed, _own_file(data.name))
+
+
+def forget_own_files(data: DataConfig) -> None:
+    """Have a dataset that its user named by a path loaded anew, whatever became of the files in there."""
+    if _own_file(data.name):
+        _load_dataset.cache_clear()
+
+
+def _own_file(full_name: str) -> tuple[str, int, int] | None:
+    """Place, time and size of the file or folder that stands in a dataset's name; None if none does."""
+    path = Path(full_name.rpartition(":")[2]).expanduser()
+    try:
+        state = path.stat()
+    except (OSError, ValueError):  # no path, or none that could be one; loading says what is missing
+        return None
+    return str(path.resolve()), state.st_mtime_ns, state.st_size
 
 
 @lru_cache(maxsize=4)
-def _load_dataset(full_name: str, options: str, root: str, trial_seed: int) -> Dataset:
+def _load_dataset(
+    full_name: str, options: str, root: str, trial_seed: int, own_file: tuple[str, int, int] | None
+) -> Dataset:
     name, argument = registry.split_argument("datasets", full_name)
     spec = registry.load("datasets", name)
     if argument and not spec.argument:

@@ -33,7 +33,7 @@ from dgharness.training.evaluation import Evaluator
 from dgharness.training.identity import dataset_inputs, run_tags, write_documents
 from dgharness.training.learner import Learner
 from dgharness.training.loop import Run, fit
-from dgharness.training.prepare import Prepared, prepare
+from dgharness.training.prepare import Prepared, forget_own_files, prepare
 from dgharness.training.progress import Progress
 from dgharness.training.signals import StopFlag
 from dgharness.training.target import score_kept
@@ -61,6 +61,8 @@ def train(
     header: Callable[[Prepared, tracking.Store], None] | None = None,
 ) -> Result:
     """Train one configuration: a new run, tracked, with its own directory."""
+    if parent is None:  # the runs of a sweep share what was loaded
+        forget_own_files(config.data)
     prepared = prepare(config)
     store = store or tracking.prepare_store(
         tracking.tracking_uri(config.execution.tracking_uri or None), prepared.experiment
@@ -98,6 +100,8 @@ def resume(
     config = read_config(rundir)
     if execution:
         config = config.model_copy(update={"execution": ExecutionConfig(**execution)})
+    if parent is None:
+        forget_own_files(config.data)
     prepared = prepare(config)
     if prepared.config_hash != rundir.state.config_hash:
         raise UsageError(

@@ -23,7 +23,7 @@ from dgharness.rundir import RunDir
 from dgharness.training import checkpoint
 from dgharness.training.evaluation import Evaluator, all_rows
 from dgharness.training.loop import Run
-from dgharness.training.prepare import Prepared, load_dataset, prepare
+from dgharness.training.prepare import Prepared, forget_own_files, load_dataset, prepare
 from dgharness.training.progress import Progress
 from dgharness.training.run import build, pick_device, read_config
 
@@ -51,6 +51,8 @@ def score_on(
     config = read_config(rundir)
     place = str(root) or config.execution.data_root
     execution = ExecutionConfig(**{**config.execution.model_dump(), "device": device})
+    for name in (config.data.name, dataset):
+        forget_own_files(DataConfig(name=name))
     prepared = prepare(config.model_copy(update={"execution": execution}))
     if dataset == f"corrupted:{config.data.name}":
         chosen = checked(CorruptedOptions, options or {}, "data")
