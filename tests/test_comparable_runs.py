@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from dgharness.config import compose
+from dgharness.data.groups import metric_groups
 from dgharness.report.captions import leaderboard, warnings
 from dgharness.report.table import Cell, Column, Row
 from dgharness.selection.rule import RunRecord
+from dgharness.training.evaluation import Evaluator
 from dgharness.training.identity import run_tags
 from dgharness.training.prepare import Prepared, prepare
 from dgharness.training.progress import Progress, result_lines
@@ -114,6 +118,21 @@ def test_the_official_metric_of_a_dataset_without_a_leaderboard_is_pointed_at(pr
     ]
     assert leaderboard([run], [Column(f"official/{metric}")], [row]) == []
     assert warnings([run]) == []
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_of_the_official_score_larger_is_better(prepared: Any, sign: int) -> None:
+    rows = np.arange(4)
+    dataset = dataclasses.replace(
+        prepared(WATERBIRDS).dataset,
+        official=lambda outputs, rows: {"error": 0.2, "other": 0.9},
+        official_metric="error",
+        official_sign=sign,
+    )
+    groups = metric_groups(dataset.manifest, dataset.groups)
+    scores = Evaluator(dataset, dataset.reader, groups, torch.device("cpu")).scores(torch.zeros(4, 2), rows)
+    flat = scores.flat("val")
+    assert (flat["val/official/error"], flat["val/official_score"]) == (0.2, sign * 0.2)
 
 
 # --- what a run prints and keeps -------------------------------------------------------------------
