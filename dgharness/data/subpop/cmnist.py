@@ -1,4 +1,4 @@
-"""``subpop:cmnist``: MNIST, coloured in agreement with the label, with four dials of subpopulation shift.
+"""MNIST, coloured in agreement with the label, with four dials of subpopulation shift.
 
 The label says whether the digit is five or more, and is wrong with probability ``flip_prob``; the colour
 says what the label says, and is wrong with ``spur_prob``. Then examples of one colour are left out until
