@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_runs import run_small
+from test_report import record
 
 from dgharness.config import DataConfig
+from dgharness.report.cells import build_tables
+from dgharness.report.load import apart_by_data, load_experiment
+from dgharness.report.render import render
+from dgharness.selection.last import last
 from dgharness.training.prepare import load_dataset
 from dgharness.training.run import Result
 from dgharness.training.transfer import score_on
@@ -77,3 +82,31 @@ def test_an_image_that_was_replaced_by_one_of_its_size_is_decoded_again(mlflow_s
         model = {"name": "mlp"}
         results.append(run_small(mlflow_store, tmp_path / "runs", data=data, model=model))
     assert metrics(results[0]) != metrics(results[1])
+
+
+def test_runs_on_other_data_of_the_same_name_never_share_a_table(mlflow_store, tmp_path):
+    tables = []
+    for seed, algorithm in enumerate(("erm", "vrex")):
+        file = tmp_path / str(seed) / "t.csv"
+        file.parent.mkdir()
+        write(file, seed)
+        data = {"name": f"csv:{file}", "split": ""}
+        run_small(mlflow_store, tmp_path / "runs", algorithm, data=data)
+        found = load_experiment("csv:t/leave-one-domain-out", mlflow_store)
+        tables.append(build_tables(found.records, [last], expected=found.expected))
+    assert [len(before_and_after) for before_and_after in tables] == [1, 2]
+    for table, algorithm in zip(tables[1], ("erm", "vrex"), strict=True):
+        assert [row.label for row in table.rows] == [algorithm]
+        assert "data.digest " in render([table], "text")
+
+
+def test_data_that_is_generated_for_every_trial_seed_is_one_table():
+    tags = [{"dg.settings": "train.steps 5", "dg.data_digest": digest} for digest in ("a", "b")]
+    runs = [record("erm", trial=seed, tags=of_seed) for seed, of_seed in enumerate(tags)]
+    assert apart_by_data(runs) == runs
+    mixed = apart_by_data([*runs, record("vrex", trial=0, tags=tags[1])])
+    assert [run.tags["dg.settings"].rpartition("; ")[2] for run in mixed] == [
+        "data.digest a",
+        "data.digest b",
+        "data.digest b",
+    ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dgharness import tracking
@@ -35,7 +35,7 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
             "directory where that was done, or set MLFLOW_TRACKING_URI"
         )
     store = tracking.open_store(where, experiment)
-    records = [record(facts) for facts in tracking.load_records(store)]
+    records = apart_by_data([record(facts) for facts in tracking.load_records(store)])
     if not records:
         raise UsageError(f"the experiment {experiment!r} holds no training runs yet: {store}")
     blocks = {found.tags.get("dg.config_hash", found.run_id): block_of(found) for found in records}
@@ -63,6 +63,27 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
             if entry["not_applicable"]
         },
     )
+
+
+def apart_by_data(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs, with the digest of the data among the settings of those whose tables would mix several.
+
+    Two files may have one name, and one may be edited between two runs. Some data is generated anew for every
+    trial seed: only within a seed must it be the same.
+    """
+    found: dict[tuple[Block, int], set[str]] = {}
+    for run in records:
+        if digest := run.tags.get("dg.data_digest"):
+            found.setdefault((block_of(run), run.trial_seed), set()).add(digest)
+    mixed = {block for (block, _), digests in found.items() if len(digests) > 1}
+
+    def told(run: RunRecord) -> RunRecord:
+        settings = (
+            f"{run.tags.get('dg.settings', '')}; data.digest {run.tags.get('dg.data_digest', 'unknown')}"
+        )
+        return replace(run, tags={**run.tags, "dg.settings": settings.removeprefix("; ")})
+
+    return [told(run) if block_of(run) in mixed else run for run in records]
 
 
 def _slot(entry: Mapping[str, Any]) -> Expected:

@@ -66,6 +66,7 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.hparams_seed": str(config.hparams_seed),
         "dg.trial_seed": str(config.trial_seed),
         "dg.config_hash": prepared.config_hash,
+        "dg.data_digest": prepared.dataset.digest,
         "dg.split_digest": prepared.splits.digest,
         "dg.threads": str(torch.get_num_threads()),
         "dg.trust": entry.trust,
