@@ -74,7 +74,7 @@ def test_findings_are_printed_and_exit_with_1(check, photos):
     code, out, _ = check(f"folder:{photos}", "--set", "data.size=4")
     assert code == 1
     assert "files that cannot be read: 1\n  art/dog/bad.png (UnidentifiedImageError" in out
-    assert "duplicates across domains: 1\n  row 0 (art/cat/0.png, art) and row 8 (sketch/dog/copy.png" in out
+    assert "duplicates across domains: 1\n  row 0 (art/cat/0.png, art) and row 9 (sketch/dog/copy.png" in out
 
 
 def test_json_holds_the_counts_and_the_findings(check, photos):
@@ -95,7 +95,7 @@ def test_a_table_is_checked_by_its_own_split(check, tmp_path):
     assert "  u train  2  a 1 · b 1\n  v val    1  a 1\n  v test   1  a 1\n" in out
     assert "classes missing in a domain: 1\n  domain v has no b\n" in out
     assert "classes missing in a split: 2\n  split val has no b\n  split test has no b\n" in out
-    assert "duplicates across splits: 1\n  row 0 (train) and row 3 (test)\n" in out
+    assert f"duplicates across splits: 1\n  line 2 of {file} (train) and line 5 of {file} (test)\n" in out
 
 
 def test_a_generated_dataset_needs_no_files(check):

@@ -40,7 +40,7 @@ DAMAGED = re.compile("[\ufffd\ud800-\udfff\x00\x80-\x9f]")
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, how often it occurs, and a few examples with their manifest rows (from 0)."""
+    """One kind of fault, how often it occurs, and a few examples with their rows of the source (from 0)."""
 
     kind: str
     count: int
@@ -66,18 +66,31 @@ def findings(
     domain, and ``absent`` the groups of the metrics that should have none.
     """
     content = contents(dataset, root)
-    unreadable = {**dataset.unreadable, **content.unreadable}
     found = [
-        _finding("files that cannot be read", [f"{name} ({why})" for name, why in unreadable.items()]),
+        _unreadable(dataset, content.unreadable),
         *_differing_counts(dataset, complete or {}, classes or {}),
         *_damaged_text(dataset),
         *_unknown(dataset),
         _of_rows(dataset, "inputs that are NaN or infinite", content.not_finite_M),
         *_leaks(dataset, content.hash_M),
         *_missing_classes(dataset),
+        *_single(dataset, complete or {}),
         *_empty(dataset, absent),
     ]
     return [finding for finding in found if finding.count]
+
+
+def _unreadable(dataset: Dataset, later: Mapping[str, str]) -> Finding:
+    """Rows that were left out when the dataset was loaded, and paths that nothing is found at any more."""
+    faults = dict(dataset.unreadable)
+    if later:
+        path_M = dataset.manifest["path"]
+        for row in np.flatnonzero(path_M.isin(list(later))).tolist():
+            faults[dataset.source_row(row)] = f"{path_M.iloc[row]} ({later[path_M.iloc[row]]})"
+    shown = sorted(faults)[:FEW]
+    return Finding(
+        "files that cannot be read", len(faults), tuple(faults[row] for row in shown), tuple(shown)
+    )
 
 
 def counts(dataset: Dataset) -> pd.DataFrame:
@@ -147,12 +160,25 @@ def _missing_classes(dataset: Dataset) -> Iterable[Finding]:
         yield _finding(f"classes missing in a {column}", lacking)
 
 
+def _single(dataset: Dataset, complete: Mapping[str, int]) -> Iterable[Finding]:
+    """A class that there is no other of, and a domain that cannot be held out since it is the only one."""
+    if _has_classes(dataset):
+        yield _finding("a single class", found if len(found := _present(dataset, "y")) == 1 else [])
+    if dataset.defaults.protocol not in OWN_SPLIT and not complete:
+        yield _finding("a single domain", found if len(found := _present(dataset, "domain")) == 1 else [])
+
+
+def _present(dataset: Dataset, column: str) -> list[str]:
+    return [str(level) for level in dataset.manifest[column].dropna().unique()]
+
+
 def _empty(dataset: Dataset, absent: Collection[str]) -> Iterable[Finding]:
     """Domains, splits and groups; the groups that algorithms see are asked for in the training split."""
     manifest = dataset.manifest
     without = manifest["domain"].value_counts(sort=False)
     yield _finding("domains without examples", [str(name) for name in without.index[without == 0]])
     if "split" in manifest and dataset.defaults.protocol in OWN_SPLIT:
+        yield _of_rows(dataset, "rows without a split", manifest["split"].isna())
         present = set(manifest["split"].dropna())
         yield _finding("splits without examples", [name for name in NEEDED if name not in present])
     trained = manifest[manifest["split"] == "train"] if "split" in manifest else manifest
@@ -200,8 +226,9 @@ def _damaged_text(dataset: Dataset) -> Iterable[Finding]:
             levels = [str(level) for level in column.cat.categories]
             damaged = [level for level in levels if DAMAGED.search(level)]
             rows = [int((column == level).argmax()) for level in damaged[:FEW]]
-            shown = [f"{level!a} in row {row}" for level, row in zip(damaged, rows, strict=False)]
-            yield Finding(f"names of {name} with encoding errors", len(damaged), tuple(shown), tuple(rows))
+            shown = [f"{level!a} in {dataset.where(row)}" for level, row in zip(damaged, rows, strict=False)]
+            of_source = tuple(map(dataset.source_row, rows))
+            yield Finding(f"names of {name} with encoding errors", len(damaged), tuple(shown), of_source)
             yield _finding(f"names of {name} that look alike", _alike(levels))
         elif not pd.api.types.is_numeric_dtype(column.dtype):
             yield _of_rows(dataset, f"encoding errors in {name}", _damaged(column))
@@ -246,7 +273,7 @@ def _leaks(dataset: Dataset, hash_M: np.ndarray) -> Iterable[Finding]:
         shown = [
             f"{_row(dataset, one, column)} and {_row(dataset, other, column)}" for one, other in pairs[:FEW]
         ]
-        rows = tuple(int(row) for pair in pairs[:FEW] for row in pair)
+        rows = tuple(dataset.source_row(int(row)) for pair in pairs[:FEW] for row in pair)
         yield Finding(f"duplicates across {column}s", len(pairs), tuple(shown), rows)
 
 
@@ -255,13 +282,13 @@ def _leaks(dataset: Dataset, hash_M: np.ndarray) -> Iterable[Finding]:
 
 def _row(dataset: Dataset, row: int, column: str = "") -> str:
     about = [str(dataset.manifest[name].iloc[row]) for name in ("path", column) if name in dataset.manifest]
-    return f"row {row}" + (f" ({', '.join(about)})" if about else "")
+    return dataset.where(row) + (f" ({', '.join(about)})" if about else "")
 
 
 def _of_rows(dataset: Dataset, kind: str, wrong_M: Any) -> Finding:
     rows = np.flatnonzero(wrong_M)
     shown = tuple(_row(dataset, int(row)) for row in rows[:FEW])
-    return Finding(kind, len(rows), shown, tuple(int(row) for row in rows[:FEW]))
+    return Finding(kind, len(rows), shown, tuple(dataset.source_row(int(row)) for row in rows[:FEW]))
 
 
 def _finding(kind: str, examples: Sequence[str]) -> Finding:

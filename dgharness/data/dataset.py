@@ -83,7 +83,9 @@ class Dataset:
     replicates: int = 0  # how many runs its leaderboard asks for; 0 where there is no such rule
     eval_batch: int | None = None  # examples scored at once, where those of the profile would be too many
     folder: Path | None = None  # what the column path is relative to
-    unreadable: Mapping[str, str] = field(default_factory=dict)  # files that were left out, and why
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # rows that were left out, and why
+    source_M: np.ndarray | None = None  # the row of the source that a row is, where some were left out
+    place: Callable[[int], str] = "row {}".format  # where a row of the source stands, in words
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
@@ -113,6 +115,14 @@ class Dataset:
             elif pd.api.types.is_float_dtype(column.dtype):
                 attributes[name] = torch.from_numpy(column.to_numpy(np.float32, copy=True))
         return attributes
+
+    def source_row(self, row: int) -> int:
+        """The row of the source, which may have rows that were left out, that a row of the manifest is."""
+        return row if self.source_M is None else int(self.source_M[row])
+
+    def where(self, row: int) -> str:
+        """Where a row of the manifest stands in its source, in words."""
+        return self.place(self.source_row(row))
 
     def rows_of(self, domain: str) -> np.ndarray:
         """Manifest rows of one domain, in manifest order."""

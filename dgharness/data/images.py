@@ -102,7 +102,8 @@ def image_dataset(
         prepare=fields.pop("prepare", standardise),
         augment=augmentation if options.augment else None,
         folder=root,
-        unreadable={files[row].path: reason for row, reason in pixels.unreadable.items()},
+        unreadable={row: f"{files[row].path} ({reason})" for row, reason in pixels.unreadable.items()},
+        source_M=kept,
         **fields,
     )
 

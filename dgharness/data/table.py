@@ -39,6 +39,7 @@ from dgharness.data.columns import (
 from dgharness.data.dataset import Dataset, DatasetSpec, Defaults, InMemory
 from dgharness.data.images import PHOTOGRAPHS, ImageOptions, image_dataset, image_files
 from dgharness.data.protocols import OFFICIAL
+from dgharness.data.table_file import place
 from dgharness.data.tasks import classification, regression
 from dgharness.data.text import REVIEWS, TextOptions, text_dataset
 from dgharness.errors import UsageError
@@ -108,6 +109,7 @@ def load(
     fields: dict[str, Any] = {
         "task": regression() if numeric else classification(len(manifest["y"].cat.categories)),
         "groups": ("domain",) if numeric else ("y",),
+        "place": partial(place, table.file, kind),
     }
     return _dataset(f"{kind}:{table.file.stem}", table, manifest, features, options, fields)
 

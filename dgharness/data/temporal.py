@@ -49,7 +49,8 @@ def in_time_order(dataset: Dataset) -> dict[str, Span]:
     time_M = dataset.manifest["time"].to_numpy(np.float64)
     if (unknown := np.flatnonzero(~np.isfinite(time_M))).size:
         raise UsageError(
-            f"row {unknown[0]} of {dataset.name} has no finite time; give it one or leave the row out"
+            f"{dataset.where(int(unknown[0]))} has no finite time, by which {dataset.name} is split; give it "
+            "one or leave the row out"
         )
     by_domain = dataset.manifest.groupby("domain", observed=True)["time"].agg(["min", "max"])
     found = {

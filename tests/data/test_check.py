@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from dgharness.data.folder import folder
 from dgharness.data.images import ImageOptions
 from dgharness.data.table import TableOptions, csv
 from dgharness.data.tasks import classification, multilabel
+from dgharness.data.temporal import in_time_order
 from dgharness.errors import UsageError
 
 SPLITS = ["train", "val", "test", "unlabeled"]
@@ -62,6 +64,32 @@ def put(column: pd.Series, rows: slice | list[int], value: object) -> None:
 
 def test_a_sound_dataset_has_no_findings(sound, load):
     assert findings(sound) == [] and findings(load()) == []
+
+
+def test_rows_are_those_of_the_source_even_where_some_of_it_was_left_out(load, photos):
+    (photos / "art" / "cat" / "00.png").write_bytes(b"no image")
+    shutil.copy(photos / "art" / "dog" / "03.png", photos / "sketch" / "dog" / "12.png")
+    found = kinds(load())
+    unreadable, twice = found["files that cannot be read"], found["duplicates across domains"]
+    assert unreadable.rows == (0,) and unreadable.examples[0].startswith("art/cat/00.png (Unidentified")
+    assert twice.rows == (3, 12)
+    assert twice.examples == ("row 3 (art/dog/03.png, art) and row 12 (sketch/dog/12.png, sketch)",)
+
+
+def test_rows_of_a_table_are_named_by_their_lines(load_table):
+    table = "y,domain,split,x,time\na,u,train,1,5\n\na,u,,2,6\nb,v,val,3,\nb,v,test,1,7\n"
+    found = kinds(dataset := load_table(table))
+    lines = [
+        found[kind].examples[0] for kind in ("rows without a split", "rows whose time is NaN or infinite")
+    ]
+    assert [line.partition(" of ")[0] for line in lines] == ["line 4", "line 5"]
+    with pytest.raises(UsageError, match=r"^line 5 of .*table\.csv has no finite time, by which csv:table"):
+        in_time_order(dataset)
+
+
+def test_a_single_class_and_a_single_domain_are_findings(load_table):
+    found = kinds(load_table("y,domain,x\na,u,1\na,u,2\n"))
+    assert found["a single class"].examples == ("a",) and found["a single domain"].examples == ("u",)
 
 
 def test_examples_are_counted_by_domain_split_and_class(sound):

@@ -130,7 +130,7 @@ def test_mistakes_are_named(timed, ask, message):
 
 def test_what_is_wrong_with_the_time_is_named(timed, table):
     timed.manifest.loc[7, "time"] = np.nan
-    with pytest.raises(UsageError, match="row 7 of table has no finite time"):
+    with pytest.raises(UsageError, match="row 7 has no finite time, by which table is split"):
         temporal(timed, ["e"], 0)
     timed.manifest["time"] = np.arange(100) % 20 / 1.0
     with pytest.raises(UsageError, match="overlap in time: one ends at 19 and the other begins at 0"):

@@ -77,6 +77,7 @@ def with_corrupted_tests(inner: Dataset, options: CorruptedOptions) -> Dataset:
         official_metric="",
         replicates=0,
         folder=None,
+        source_M=row_M if inner.source_M is None else inner.source_M[row_M],
     )
     if inner.task.name != "classification":
         return suite

@@ -49,7 +49,9 @@ def with_unlabeled(dataset: Dataset, manifest: pd.DataFrame, reader: Reader) -> 
     dtypes["domain"] = pd.CategoricalDtype(known.append(theirs[~theirs.isin(known)]))
     further = manifest.reindex(columns=own.columns).assign(split="unlabeled").astype(dtypes)
     joined = pd.concat([own.astype({"domain": dtypes["domain"]}), further], ignore_index=True)
-    return dataclasses.replace(dataset, manifest=joined, reader=Joined(dataset.reader, reader, len(own)))
+    return dataclasses.replace(
+        dataset, manifest=joined, reader=Joined(dataset.reader, reader, len(own)), source_M=None
+    )
 
 
 class Joined:
