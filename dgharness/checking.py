@@ -24,8 +24,12 @@ LINES, CLASSES = 40, 12  # that are printed; --json has them all
 FOUND, NOT_LOADED = 1, 2  # exit codes
 
 
-def check_dataset(name: str, root: str, sets: Sequence[str], as_json: bool) -> None:
+def check_dataset(
+    name: str, root: str, sets: Sequence[str], as_json: bool, plugins: Sequence[str] = ()
+) -> None:
     """Print the counts and the findings; exit with 1 if there are any, with 2 if it cannot be loaded."""
+    for plugin in plugins:
+        registry.add_plugin(plugin)
     spec = registry.load("datasets", registry.split_argument("datasets", name)[0])
     config = looked_at(name, root, sets, skip_unreadable=True)  # so that all of them are found at once
     try:

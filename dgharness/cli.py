@@ -193,12 +193,13 @@ def show_dataset(
     name: str,
     data_root: DataRoot = "",
     set_: Sets = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Options of a dataset and, where it can be loaded, its examples by domain and group."""
     from dgharness.listing import show_dataset
 
-    show_dataset(name, data_root, as_json, set_)
+    show_dataset(name, data_root, as_json, set_, plugin)
 
 
 @datasets_app.command("check")
@@ -206,12 +207,13 @@ def check_dataset(
     name: Annotated[str, typer.Argument(help="NAME, or folder:PATH and the like.")],
     root: Annotated[str, typer.Option("--root", "--data-root", help="Where its files lie.")] = "",
     set_: Sets = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Say what is missing or wrong; exits with 1 if anything is, with 2 if it cannot be loaded."""
     from dgharness.checking import check_dataset
 
-    check_dataset(name, root, set_, as_json)
+    check_dataset(name, root, set_, as_json, plugin)
 
 
 @app.command("config")

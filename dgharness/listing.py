@@ -77,7 +77,9 @@ def show_entry(group: str, name: str, plugins: Sequence[str], as_json: bool) -> 
     _print_fields("options" if group == "datasets" else "hyperparameters", facts.get("hyperparameters") or [])
 
 
-def show_dataset(name: str, data_root: str, as_json: bool, sets: Sequence[str] = ()) -> None:
+def show_dataset(
+    name: str, data_root: str, as_json: bool, sets: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> None:
     """Options of a dataset, and its examples by domain, class and group."""
     from dgharness.checking import looked_at
     from dgharness.data.groups import metric_groups
@@ -85,6 +87,8 @@ def show_dataset(name: str, data_root: str, as_json: bool, sets: Sequence[str] =
     from dgharness.step import TokenShape
     from dgharness.training.prepare import load_dataset
 
+    for plugin in plugins:
+        registry.add_plugin(plugin)
     spec_name, argument = registry.split_argument("datasets", name)
     if registry.load("datasets", spec_name).argument and not argument:
         show_entry("datasets", spec_name, [], as_json)  # what it is; its examples lie at a path

@@ -51,7 +51,12 @@ def grouping(manifest: pd.DataFrame, columns: Sequence[str]) -> Grouping:
     names, code_M = [""], np.zeros(len(manifest), dtype=np.int64)
     for column in columns:
         if column not in usable:
-            raise UsageError(f"cannot group by {column!r}; {did_you_mean(column, usable)}")
+            # Only a table of numbers has this column.
+            features = "features_hash" in manifest and column not in manifest
+            hint = f"; numbers are features unless told otherwise: --set data.attributes={column}"
+            raise UsageError(
+                f"cannot group by {column!r}; {did_you_mean(column, usable)}{hint if features else ''}"
+            )
         levels = manifest[column].cat.categories
         own_M = manifest[column].cat.codes.to_numpy(np.int64)
         code_M = np.where((code_M < 0) | (own_M < 0), -1, code_M * len(levels) + own_M)

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from dgharness.cli import app
 from dgharness.config import compose
+from dgharness.errors import UsageError
 from dgharness.training.prepare import prepare
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -64,6 +67,24 @@ def test_names_parted_by_commas_are_a_list(patients):
     assert (config.data.groups, config.data.train_groups) == (("y", "sex"), ("y", "domain"))
     assert dataset.input_shape == (2,) and {"sex", "died"} <= set(dataset.attributes_M)
     assert dataset.task.outputs == 3
+
+
+def test_a_column_of_numbers_that_should_be_groups_is_told_how_to_be(patients):
+    sets = ["data.name=csv:patients.csv", "data.groups=y,died"]
+    with pytest.raises(UsageError, match=r"cannot group by 'died'; .* --set data\.attributes=died$"):
+        prepare(compose(sets=sets))
+    assert prepare(compose(sets=[*sets, "data.attributes=died"]))
+
+
+def test_the_pages_own_dataset_is_checked_and_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"# three_winds\.py\n.*?(?=```)", PAGE, re.DOTALL)
+    (tmp_path / "three_winds.py").write_text(code[0])
+    for command in ("check", "show"):
+        said = CliRunner().invoke(
+            app, ["datasets", command, "three-winds", "--plugin", "three_winds.py:three_winds"]
+        )
+        assert (said.exit_code, "north" in said.output) == (0, True)
 
 
 def test_the_name_of_a_target_may_hold_a_comma():
