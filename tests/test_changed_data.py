@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from PIL import Image
 from small_runs import run_small
 from test_report import record
 
-from dgharness.config import DataConfig
+from dgharness.config import DataConfig, compose
+from dgharness.errors import UsageError
 from dgharness.report.cells import build_tables
 from dgharness.report.load import apart_by_data, load_experiment
 from dgharness.report.render import render
 from dgharness.selection.last import last
-from dgharness.training.prepare import load_dataset
+from dgharness.sweep.plan import plan
+from dgharness.training.prepare import load_dataset, prepare
 from dgharness.training.run import Result
 from dgharness.training.transfer import score_on
 
@@ -110,3 +113,58 @@ def test_data_that_is_generated_for_every_trial_seed_is_one_table():
         "data.digest b",
         "data.digest b",
     ]
+
+
+def digests_shown(runs: list) -> list[str]:
+    return [run.tags.get("dg.settings", "").rpartition("data.digest ")[2] for run in apart_by_data(runs)]
+
+
+def test_a_file_is_the_same_for_every_trial_seed_or_another():
+    runs = [
+        replace(record("erm", trial=seed, tags={"dg.data_digest": digest}), dataset="csv:t")
+        for seed, digest in enumerate("ab")
+    ]
+    assert digests_shown(runs) == ["a", "b"]
+
+
+def test_data_that_two_trial_seeds_share_is_not_generated_by_them():
+    runs = [record("erm", trial=seed, tags={"dg.data_digest": digest}) for seed, digest in enumerate("aab")]
+    assert digests_shown(runs) == ["a", "a", "b"]
+    folds = [replace(run, protocol="official") for run in runs]
+    assert digests_shown(folds) == ["", "", ""]
+
+
+def test_a_path_with_a_colon_is_watched_as_well(tmp_path):
+    file = tmp_path / "ward: 3" / "t.csv"
+    file.parent.mkdir()
+    digests = set()
+    for seed in (0, 1):
+        write(file, seed)
+        digests.add(load_dataset(DataConfig(name=f"csv:{file}"), "", 0).digest)
+    assert len(digests) == 2
+
+
+def test_a_sweep_that_is_planned_anew_sees_a_folder_that_lost_an_image(tmp_path):
+    for number in range(24):
+        file = tmp_path / "photos" / "ab"[number % 2] / "uv"[number // 2 % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
+    data = [f"data.name=folder:{tmp_path / 'photos'}", "data.size=8", f"data.cache_dir={tmp_path / 'cache'}"]
+    hashes = []
+    for _ in range(2):
+        (job,) = plan(["erm"], targets=["a"], trials=1, hparams_seeds=1, sets=[*data, "model.name=mlp"])
+        hashes.append(job.config_hash)
+        file.unlink(missing_ok=True)
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "task", "lacking"),
+    [("official-validation", "classification", "official metric"), ("worst-class", "regression", "classes")],
+)
+def test_a_rule_that_cannot_choose_is_refused_before_the_run(tmp_path, rule, task, lacking):
+    rows = [f"{number % 2},{'ab'[number // 20]},{number}\n" for number in range(40)]
+    (tmp_path / "t.csv").write_text("y,domain,x\n" + "".join(rows))
+    sets = [f"data.name=csv:{tmp_path / 't.csv'}", "protocol.targets=a", f"data.task={task}"]
+    with pytest.raises(UsageError, match=f"the rule {rule} cannot choose here: csv:t has no {lacking}"):
+        prepare(compose(sets=[*sets, f"selection.rules={rule}"]))

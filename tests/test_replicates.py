@@ -106,6 +106,14 @@ def test_a_fold_that_was_planned_and_not_run_is_missing_in_the_one_column() -> N
     assert cell.problem == "MISSING 1 of 3: h0 t2"
 
 
+def test_of_folds_that_were_planned_the_first_alone_is_in_the_one_column() -> None:
+    plan = [("erm", run.targets, 0, run.trial_seed) for run in FOLDS]
+    (table,) = build_tables(FOLDS[:1], [training_domain_validation], expected=plan)
+    ((cell,),) = [row.cells for row in table.rows]
+    assert [column.name for column in table.columns] == ["test split"]
+    assert cell.problem == "MISSING 1 of 2: h0 t1"
+
+
 def test_the_domains_of_every_trial_are_named() -> None:
     (table,) = build_tables(FOLDS, [training_domain_validation])
     assert "tests every trial on domains of its own: t0 a, b; t1 c." in " ".join(table.notes)

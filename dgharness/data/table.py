@@ -195,7 +195,8 @@ def _optional(table: Table, options: TableOptions) -> dict[str, str]:
             table.require(name, f"data.{key}")
         found[key] = name if name in table.names else ""
     if options.features:  # they are asked for, so that a column of paths or texts is but one among others
-        found |= {key: "" for key in ("path", "text") if key not in options.model_fields_set}
+        default = TableOptions.model_fields
+        found |= {key: "" for key in ("path", "text") if getattr(options, key) == default[key].default}
     elif found["path"]:
         found["text"] = ""
     used = [name for name in (options.y, options.domain, *found.values()) if name]

@@ -10,9 +10,11 @@ from typing import Any
 from dgharness import tracking
 from dgharness.errors import UsageError
 from dgharness.report.outcomes import Expected
-from dgharness.report.table import Block, block_of
+from dgharness.report.table import OWN_SPLIT, Block, block_of
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.tracking.store import sqlite_path
+
+NAMED_BY_A_PATH = ("csv:", "parquet:", "folder:")  # datasets that are the same for every trial seed
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,13 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
 def apart_by_data(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs, with the digest of the data among the settings of those whose tables would mix several.
 
-    Two files may have one name, and one may be edited between two runs. Some data is generated anew for every
-    trial seed: only within a seed must it be the same.
+    Two files may have one name, and one may be edited between two runs.
     """
-    found: dict[tuple[Block, int], set[str]] = {}
+    seeds_of: dict[Block, dict[str, set[int]]] = {}  # block -> digest -> trial seeds
     for run in records:
         if digest := run.tags.get("dg.data_digest"):
-            found.setdefault((block_of(run), run.trial_seed), set()).add(digest)
-    mixed = {block for (block, _), digests in found.items() if len(digests) > 1}
+            seeds_of.setdefault(block_of(run), {}).setdefault(digest, set()).add(run.trial_seed)
+    mixed = {block for block, found in seeds_of.items() if _mixes(block, list(found.values()))}
 
     def told(run: RunRecord) -> RunRecord:
         settings = (
@@ -84,6 +85,17 @@ def apart_by_data(records: Sequence[RunRecord]) -> list[RunRecord]:
         return replace(run, tags={**run.tags, "dg.settings": settings.removeprefix("; ")})
 
     return [told(run) if block_of(run) in mixed else run for run in records]
+
+
+def _mixes(block: Block, seeds_of_digest: Sequence[set[int]]) -> bool:
+    """Whether several digests are several data, and not what every trial seed generates or splits anew."""
+    if len(seeds_of_digest) < 2:
+        return False
+    if block.dataset.startswith(NAMED_BY_A_PATH):
+        return True
+    if sum(map(len, seeds_of_digest)) > len(set().union(*seeds_of_digest)):
+        return True  # one trial had two of them
+    return block.protocol not in OWN_SPLIT and any(len(seeds) > 1 for seeds in seeds_of_digest)
 
 
 def _slot(entry: Mapping[str, Any]) -> Expected:

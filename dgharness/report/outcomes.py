@@ -82,7 +82,8 @@ def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> G
     Where the dataset's own split holds out other domains in every trial, they are one column.
     """
     of_their_own = any(record.protocol in OWN_SPLIT for record in records)
-    pooled = of_their_own and len({frozenset(record.targets) for record in records}) > 1
+    tested = [targets for _, targets, _, _ in expected or ()] + [record.targets for record in records]
+    pooled = of_their_own and len(set(map(frozenset, tested))) > 1
 
     def held_out(targets: tuple[str, ...]) -> tuple[str, ...]:
         return POOLED if pooled else tuple(sorted(targets))
@@ -96,7 +97,7 @@ def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> G
             labels_of[record.algorithm].append(label)
         slot = Slot(label, held_out(record.targets), record.hparams_seed, record.trial_seed)
         found.setdefault(slot, []).append(record)
-    for targets in [item[1] for item in expected or ()] + [record.targets for record in records]:
+    for targets in tested:
         order.setdefault(held_out(targets), POOLED if pooled else targets)
     if expected is None:
         slots = list(_product(found))

@@ -11,5 +11,6 @@ official_validation = Rule(
     name="official-validation",
     caption="Checkpoint and hyperparameters jointly by the dataset's official metric in validation.",
     score=lambda evaluation, others: evaluation.metrics.get("val/official_score", math.nan),
+    needs="official metric",
     doc=__doc__,
 )

@@ -66,6 +66,7 @@ class Rule:
     checkpoints: Literal["all", "last"] = "all"
     oracle: bool = False  # it reads labels of the target domain
     pairs: bool = False
+    needs: Literal["", "official metric", "classes"] = ""  # what a dataset must have for it
     doc: str = ""
     version: int = 1
     api: int = 1

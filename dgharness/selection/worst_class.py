@@ -12,5 +12,6 @@ worst_class = Rule(
     caption="Checkpoint and hyperparameters jointly by the accuracy of the worst class in validation; no "
     "attribute is read.",
     score=lambda evaluation, others: evaluation.metrics.get("val/worst_class_acc", math.nan),
+    needs="classes",
     doc=__doc__,
 )

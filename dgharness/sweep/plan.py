@@ -14,7 +14,7 @@ from dgharness.data.protocols import OWN_SPLIT
 from dgharness.data.temporal import future, streaming
 from dgharness.errors import NotApplicable, UsageError
 from dgharness.names import few
-from dgharness.training.prepare import Prepared, load_dataset, prepare
+from dgharness.training.prepare import Prepared, forget_own_files, load_dataset, prepare
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def plan(
     names = expand(algorithms)
     _refuse_what_is_swept(base, names)
     rules = [registry.load("selection", name) for name in base.selection.rules]
+    forget_own_files(base.data)
     dataset = load_dataset(base.data, base.execution.data_root, 0)
     protocol = base.protocol.name or dataset.defaults.protocol
     held_out = _held_out(base.protocol, protocol, dataset, targets, any(rule.pairs for rule in rules))

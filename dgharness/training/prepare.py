@@ -77,12 +77,16 @@ def forget_own_files(data: DataConfig) -> None:
 
 def _own_file(full_name: str) -> tuple[str, int, int] | None:
     """Place, time and size of the file or folder that stands in a dataset's name; None if none does."""
-    path = Path(full_name.rpartition(":")[2]).expanduser()
-    try:
-        state = path.stat()
-    except (OSError, ValueError):  # no path, or none that could be one; loading says what is missing
-        return None
-    return str(path.resolve()), state.st_mtime_ns, state.st_size
+    rest = full_name
+    while ":" in rest:  # as in corrupted:csv:PATH, where PATH may have colons of its own
+        rest = rest.partition(":")[2]
+        path = Path(rest).expanduser()
+        try:
+            state = path.stat()
+        except (OSError, ValueError):  # no path, or none that could be one; loading says what is missing
+            continue
+        return str(path.resolve()), state.st_mtime_ns, state.st_size
+    return None
 
 
 @lru_cache(maxsize=4)
@@ -156,7 +160,7 @@ def prepare(config: RunConfig) -> Prepared:
         splits=splits,
         algorithm=algorithm,
         model=model,
-        rules=usable_rules(rules, splits, config),
+        rules=usable_rules(rules, dataset, splits, config),
         train_grouping=train_grouping,
         weights=weights,
         config_hash=config_hash(
@@ -170,8 +174,23 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
-def usable_rules(rules: Sequence[Rule], splits: Splits, config: RunConfig) -> tuple[Rule, ...]:
-    """The rules without the oracles where the protocol holds nothing back; to ask for one is a mistake."""
+def usable_rules(
+    rules: Sequence[Rule], dataset: Dataset, splits: Splits, config: RunConfig
+) -> tuple[Rule, ...]:
+    """The rules without the oracles where the protocol holds nothing back; to ask for one is a mistake.
+
+    So is a rule that needs what the dataset has not.
+    """
+    there = {
+        "official metric": bool(dataset.official_metric),
+        "classes": dataset.task.name == "classification",
+    }
+    for rule in rules:
+        if rule.needs and not there[rule.needs]:
+            raise UsageError(
+                f"the rule {rule.name} cannot choose here: {dataset.name} has no {rule.needs}; leave it out "
+                "of selection.rules"
+            )
     if "test_holdout" in splits.rows:
         return tuple(rules)
     oracles = [rule.name for rule in rules if rule.oracle]

@@ -268,3 +268,9 @@ def test_a_table_that_moves_with_its_images_stays_the_same(load_table, pictures,
         if file.is_file():
             shutil.copy(file, moved)
     assert load_table(None, "moved/table.csv").digest == before
+
+
+def test_an_option_written_out_at_its_default_says_nothing_new(load_table):
+    table = features().assign(text="a word")
+    plain, written = (load_table(table, features=["x1"], **own) for own in ({}, {"text": "text"}))
+    assert plain.digest == written.digest and plain.input_shape == written.input_shape
