@@ -105,7 +105,7 @@ def brighten(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    mean = luminance(x).mean(dim=(1, 2, 3), keepdim=True)
+    mean = luminance(x.mean(dim=(2, 3), keepdim=True))
     return (x * factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
@@ -118,11 +118,9 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = x.split(1, dim=1)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
-    # 0 where the channel is the lowest, else 1. The hue in sixths is 1, 3 or 5 plus a difference.
-    has_blue, has_red = (blue - lowest).sign_(), (red - lowest).sign_()
-    difference = torch.lerp(green - red, torch.lerp(blue - green, red - blue, has_red), has_blue)
-    hue = difference.div_(chroma.clamp(min=1e-12)).add_(has_red.add_(1).mul_(has_blue), alpha=2)
-    hue.add_(6 * shift + 1)
+    # In sixths of the circle the hue is so far from red, by way of green or, if there is more of it, of blue.
+    from_red = (green + blue).sub_(red).sub_(lowest).div_(chroma.clamp(min=1e-12)).add_(1)
+    hue = from_red.copysign_(green - blue).add_(6 * shift)
     hue.sub_((hue / 6).floor_(), alpha=6)
     # Of a hue in sixths, red is a trough at 3, green a crest at 2, blue a crest at 4, their tops cut off.
     middle, sign, height = hue.new_tensor(TRAPEZOIDS)[:, :, None, None]
