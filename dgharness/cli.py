@@ -12,6 +12,25 @@ from typing import Annotated, Any
 
 import typer
 
+from dgharness.flags import (
+    Algorithm,
+    Algorithms,
+    AsJson,
+    ConfigFile,
+    DataRoot,
+    DatasetName,
+    DryRun,
+    Experiment,
+    Output,
+    Plugins,
+    Preset,
+    Sets,
+    Shown,
+    Targets,
+    commas,
+    flags,
+)
+
 app = typer.Typer(
     name="dgharness",
     help="Train, measure and compare domain generalization algorithms.",
@@ -22,28 +41,6 @@ algorithms_app = typer.Typer(help="The algorithms there are: list them, or show 
 datasets_app = typer.Typer(help="The datasets there are: list them, show one, or check one for faults.")
 app.add_typer(algorithms_app, name="algorithms")
 app.add_typer(datasets_app, name="datasets")
-
-Algorithm = Annotated[str, typer.Option("--algorithm", "-a", help="dgharness algorithms lists them.")]
-Algorithms = Annotated[list[str], typer.Option("--algorithms", "-a", help="Names, patterns or all.")]
-Shown = Annotated[
-    list[str],
-    typer.Option("--rule", help="Selection rule; several stand side by side. (default: that of the runs)"),
-]
-DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="NAME, or folder:PATH and the like.")]
-Targets = Annotated[list[str], typer.Option("--target", "-t", help="Domain held out; may be repeated.")]
-DataRoot = Annotated[str, typer.Option("--data-root", help="Where datasets that are not bundled lie.")]
-Preset = Annotated[str, typer.Option("--preset", help="Settings of a published protocol, or a YAML file.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in a YAML file.")]
-Sets = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; dgharness config lists the keys.")]
-Plugins = Annotated[
-    list[str], typer.Option("--plugin", help="Uninstalled code: MODULE:ATTR or FILE.py:ATTR.")
-]
-Output = Annotated[str, typer.Option("--output", help="Run directories are made here (default: runs).")]
-Experiment = Annotated[
-    str, typer.Option("--experiment", help="MLflow experiment (default: DATASET/PROTOCOL).")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; write nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 
 
 @app.command()
@@ -69,7 +66,7 @@ def train(
     """Train one algorithm on one split, tracked in MLflow."""
     from dgharness.commands import run_train
 
-    flags = _flags(
+    given = flags(
         algorithm=algorithm,
         dataset=dataset,
         target=target,
@@ -80,7 +77,7 @@ def train(
         hparams_seed=hparams_seed,
         trial_seed=trial_seed,
     )
-    layers = {"preset": preset, "file": config, "sets": set_, "flags": flags}
+    layers = {"preset": preset, "file": config, "sets": set_, "flags": given}
     run_train(layers, resume=resume, dry_run=dry_run, as_json=as_json)
 
 
@@ -106,7 +103,7 @@ def sweep(
     """Train algorithms x targets x hyperparameter draws x trials; run it again to continue."""
     from dgharness.commands import run_sweep
 
-    flags = _flags(
+    given = flags(
         dataset=dataset,
         data_root=data_root,
         plugin=plugin,
@@ -114,11 +111,11 @@ def sweep(
         experiment=experiment,
     )
     if rule:
-        flags["selection"] = {"rules": _commas(rule)}
-    layers = {"preset": preset, "file": config, "sets": set_, "flags": flags}
+        given["selection"] = {"rules": commas(rule)}
+    layers = {"preset": preset, "file": config, "sets": set_, "flags": given}
     run_sweep(
         layers,
-        algorithms=_commas(algorithms),
+        algorithms=commas(algorithms),
         targets=target,
         trials=trials,
         hparams=hparams,
@@ -142,13 +139,13 @@ def report(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
-    from dgharness.commands import run_report
+    from dgharness.reporting import run_report
 
     run_report(
         experiment,
-        _commas(rule) if rule else None,
+        commas(rule) if rule else None,
         baseline=baseline,
-        extras=_commas(extra),
+        extras=commas(extra),
         gaps=gaps,
         plugins=plugin,
         format_=format_,
@@ -241,40 +238,6 @@ def doctor() -> None:
     from dgharness.commands import run_doctor
 
     run_doctor()
-
-
-def _flags(
-    *,
-    algorithm: str = "",
-    dataset: str = "",
-    target: list[str] = [],  # noqa: B006
-    data_root: str = "",
-    plugin: list[str] = [],  # noqa: B006
-    output: str = "",
-    experiment: str = "",
-    hparams_seed: int | None = None,
-    trial_seed: int | None = None,
-) -> dict[str, Any]:
-    """The flags that were given, as settings."""
-    settings: dict[str, Any] = {
-        "algorithm": algorithm,
-        "data": {"name": dataset},
-        "protocol": {"targets": list(target)},
-        "plugins": list(plugin),
-        "hparams_seed": hparams_seed,
-        "trial_seed": trial_seed,
-        "execution": {"data_root": data_root, "output": output, "experiment": experiment},
-    }
-    given: dict[str, Any] = {}
-    for key, value in settings.items():
-        kept = {k: v for k, v in value.items() if v} if isinstance(value, dict) else value
-        if kept not in ("", None, [], {}):
-            given[key] = kept
-    return given
-
-
-def _commas(values: list[str]) -> list[str]:
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
 def main() -> None:

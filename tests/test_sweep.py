@@ -339,7 +339,7 @@ def test_a_stopped_sweep_is_killed_and_one_that_breaks_is_failed(pool, monkeypat
 
 
 def test_cross_validation_over_pairs_end_to_end(pool, capsys):
-    from dgharness.commands import run_report
+    from dgharness.reporting import run_report
 
     cv = {"rules": ["last", "leave-one-domain-out-cv"]}
     jobs = planned("erm", targets=(), data=THREE_ANGLES, selection=cv)

@@ -1,0 +1,1 @@
+"""What lies behind a number: shift, spurious features, calibration, agreement; one diagnosis per file."""

@@ -1,0 +1,77 @@
+"""Figures in one manner, drawn without a display: for reports, diagnoses and the tracking store."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which those who confuse red and green can tell apart; black is for references.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A800")
+MARKERS = "osD^vP*X"
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's own font
+    "svg.hashsalt": "dgharness",  # the same figure is the same file
+}
+
+
+def drawn(
+    rows: int = 1, columns: int = 1, *, width: float = 6.0, height: float = 3.6
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of so many axes, row by row, each ``width`` x ``height`` inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(columns * width, rows * height))
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for every name, in their order; they repeat after 64.
+
+    >>> look(["erm", "irmv1"])["irmv1"]
+    ('#D55E00', 's')
+    """
+    return {
+        name: (COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)])
+        for n, name in enumerate(names)
+    }
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an SVG element that may stand in an HTML page."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format="png")
+    return stream.getvalue()
