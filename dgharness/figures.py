@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:  # names for annotations elsewhere; matplotlib takes a second to import
+    Axes = Figure = object
 
 # Okabe and Ito's colours, which those who confuse red and green can tell apart; black is for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A800")
 MARKERS = "osD^vP*X"
-STYLE = {
+STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -36,10 +38,10 @@ def drawn(
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure of so many axes, row by row, each ``width`` x ``height`` inches."""
     import matplotlib
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(columns * width, rows * height))
+        figure = matplotlib.figure.Figure(figsize=(columns * width, rows * height))
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
 
