@@ -1,7 +1,8 @@
-"""The MLflow runs of a sweep and of a report, which have no training of their own."""
+"""The MLflow runs of a sweep, a report and a diagnosis, which have no training of their own."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +14,19 @@ from dgharness.tracking.tracker import cut, log_pairs, provenance, to_stderr
 
 def start_group(
     store: Store,
-    kind: Literal["sweep", "report"],
+    kind: Literal["sweep", "report", "diagnosis"],
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
     texts: Mapping[str, str] | None = None,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> str:
-    """Start the MLflow run of a sweep or a report and give its id; ``texts`` are artifacts, name to content.
+    """Start the MLflow run of a sweep, a report or a diagnosis and give its id.
 
-    The one whose tag ``dg.sweep`` (or ``dg.report``) is the same goes on.
+    ``texts`` and ``files`` are artifacts, name to content. The run whose tag ``dg.sweep`` (``dg.report``,
+    ``dg.diagnosis``) is the same goes on, and has its params and ``metrics`` already.
     """
     with explained(store.uri):
         opened = client(store.uri)
@@ -35,8 +40,15 @@ def start_group(
         else:
             run = opened.create_run(store.experiment_id, tags=cut(tags), run_name=name)
             log_pairs(opened, run.info.run_id, params, {})
+            for key, value in (metrics or {}).items():
+                opened.log_metric(run.info.run_id, key, value)
         for file, text in (texts or {}).items():
             opened.log_text(run.info.run_id, text, file)
+        with tempfile.TemporaryDirectory() as scratch:
+            for file, content in (files or {}).items():
+                path = Path(scratch) / file
+                path.write_bytes(content)
+                opened.log_artifact(run.info.run_id, str(path))
         return run.info.run_id
 
 

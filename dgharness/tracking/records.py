@@ -24,7 +24,7 @@ TRAIN = "tags.dg.kind = 'train'"
 def finished_hashes(store: Store) -> dict[str, str]:
     """``dg.config_hash`` -> MLflow id, of the finished training runs of the experiment."""
     with explained(store.uri):
-        found = _search(client(store.uri), store, f"{TRAIN} and attributes.status = 'FINISHED'")
+        found = search(client(store.uri), store, f"{TRAIN} and attributes.status = 'FINISHED'")
     return {run.data.tags["dg.config_hash"]: run.info.run_id for run in found}
 
 
@@ -37,7 +37,7 @@ def load_records(store: Store, filter: str | None = None) -> list[dict[str, Any]
     """
     with explained(store.uri):
         opened = client(store.uri)
-        found = _search(opened, store, f"{TRAIN} and {filter}" if filter else TRAIN)
+        found = search(opened, store, f"{TRAIN} and {filter}" if filter else TRAIN)
         found.sort(key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
         chosen = list({run.data.tags["dg.config_hash"]: run for run in found}.values())
         with ThreadPoolExecutor(8) as pool:
@@ -45,7 +45,8 @@ def load_records(store: Store, filter: str | None = None) -> list[dict[str, Any]
     return [_record(run, content) for run, content in zip(chosen, evaluations, strict=True)]
 
 
-def _search(opened: MlflowClient, store: Store, wanted: str) -> list[Run]:
+def search(opened: MlflowClient, store: Store, wanted: str) -> list[Run]:
+    """Every run of the experiment that MLflow's search syntax finds and that has a configuration."""
     found: list[Run] = []
     token = None
     while True:
@@ -57,7 +58,7 @@ def _search(opened: MlflowClient, store: Store, wanted: str) -> list[Run]:
 
 
 def _evaluations(opened: MlflowClient, run: Run) -> list[dict[str, Any]] | None:
-    folder = _local(run.info.artifact_uri)
+    folder = local(run.info.artifact_uri)
     if folder is not None:
         path = folder / EVALUATIONS
         return read_evaluations(path.read_bytes()) if path.is_file() else None
@@ -69,7 +70,8 @@ def _evaluations(opened: MlflowClient, run: Run) -> list[dict[str, Any]] | None:
         )
 
 
-def _local(uri: str) -> Path | None:
+def local(uri: str) -> Path | None:
+    """The folder of artifacts that lie on this machine; None for those that have to be downloaded."""
     if Path(uri).is_absolute():
         return Path(uri)
     parts = urlsplit(uri)
