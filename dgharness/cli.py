@@ -60,6 +60,7 @@ def train(
     output: Output = "",
     experiment: Experiment = "",
     resume: Annotated[str | None, typer.Option("--resume", help="Continue this run id.")] = None,
+    register: Annotated[str, typer.Option("--register", help="Register the chosen model in MLflow.")] = "",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +79,7 @@ def train(
         trial_seed=trial_seed,
     )
     layers = {"preset": preset, "file": config, "sets": set_, "flags": given}
-    run_train(layers, resume=resume, dry_run=dry_run, as_json=as_json)
+    run_train(layers, resume=resume, register=register, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -127,29 +128,53 @@ def sweep(
 
 @app.command()
 def report(
-    experiment: Annotated[str, typer.Argument(help="MLflow experiment, as the run printed it.")],
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPERIMENT...", help="MLflow experiments, as runs print them."),
+    ] = None,
     rule: Shown = [],  # noqa: B006
     baseline: Annotated[str, typer.Option(help="Differences are to this algorithm.")] = "erm",
     extra: Annotated[
         list[str], typer.Option("--extra", help="Further metrics: wga, ece, cost/seconds, ...")
     ] = [],  # noqa: B006
     gaps: Annotated[bool, typer.Option("--gaps", help="What each rule loses to the oracle.")] = False,
-    format_: Annotated[str, typer.Option("--format", help="text, markdown, latex, csv or json.")] = "text",
+    cost: Annotated[
+        bool, typer.Option("--cost", help="What the runs of each row cost, failed ones too.")
+    ] = False,
+    ddof: Annotated[
+        int, typer.Option(min=0, max=1, help="Standard errors: 1 unbiased, 0 as in DomainBed.")
+    ] = 1,
+    against: Annotated[
+        list[str],
+        typer.Option("--against", help="Beside it: reference (published numbers), or earlier runs in DIR."),
+    ] = [],  # noqa: B006
+    imported: Annotated[
+        list[Path], typer.Option("--import", help="Results of DomainBed: a directory of results.jsonl.")
+    ] = [],  # noqa: B006
+    format_: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex, csv, json or html.")
+    ] = "text",
     to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of stdout.")] = None,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
-    from dgharness.reporting import run_report
+    from dgharness.reporting import Asked, run_report
 
     run_report(
-        experiment,
-        commas(rule) if rule else None,
-        baseline=baseline,
-        extras=commas(extra),
-        gaps=gaps,
-        plugins=plugin,
-        format_=format_,
-        to=to,
+        Asked(
+            experiments=experiments or [],
+            rules=commas(rule) if rule else None,
+            baseline=baseline,
+            extras=commas(extra),
+            gaps=gaps,
+            cost=cost,
+            ddof=ddof,
+            against=against,
+            imported=imported,
+            plugins=plugin,
+            format_=format_,
+            to=to,
+        )
     )
 
 

@@ -4,85 +4,138 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from dgharness import tracking
+from dgharness import registry, tracking
 from dgharness.config import SHOWN
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.training.progress import to_stderr
 
 if TYPE_CHECKING:
     from dgharness.report.load import Found
+    from dgharness.report.table import Table
+    from dgharness.selection.rule import Rule
 
 
-def run_report(
-    experiment: str,
-    rules: Sequence[str] | None,
-    *,
-    baseline: str,
-    extras: Sequence[str],
-    gaps: bool,
-    plugins: Sequence[str],
-    format_: str,
-    to: Path | None,
-) -> None:
-    """Print the comparison of an experiment's runs, by the rule that they show if none is named."""
-    from dgharness import registry
-    from dgharness.report.cells import build_tables
-    from dgharness.report.load import load_experiment
-    from dgharness.report.render import Format, render
+@dataclass(frozen=True)
+class Asked:
+    """What a report is to show."""
 
-    if format_ not in get_args(Format):
-        raise UsageError(f"there is no report format {format_!r}; {did_you_mean(format_, get_args(Format))}")
-    for plugin in plugins:
-        registry.add_plugin(plugin)
-    if rules is not None and not rules:
-        raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
-    for name in rules or ():  # a mistake there is said before the store is opened
-        registry.load("selection", name)
-    found = load_experiment(experiment)
-    _refuse_unlogged(extras, found)
-    rules = rules or [_rule_of_the_runs(found)]
-    tables = build_tables(
-        found.records,
-        [registry.load("selection", name) for name in rules],
-        baseline=_baseline(registry.canonical("algorithms", baseline), found),
-        expected=found.expected,
-        not_applicable=found.not_applicable,
-        extras=extras,
-        gaps=gaps,
-    )
-    text = render(tables, format_)
-    if to:
-        try:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {to}: {error.strerror}; choose another file with --to, or leave it out"
-            ) from None
-        to_stderr(f"written: {to}")
+    experiments: Sequence[str]
+    rules: Sequence[str] | None = None  # None: the rule that the runs show; ["all"]: every rule
+    baseline: str = "erm"
+    extras: Sequence[str] = ()
+    gaps: bool = False
+    cost: bool = False
+    ddof: int = 1
+    against: Sequence[str] = ()  # "reference", or a directory of earlier runs
+    imported: Sequence[Path] = ()  # directories with results of DomainBed
+    plugins: Sequence[str] = ()
+    format_: str = "text"
+    to: Path | None = None
+
+
+def run_report(asked: Asked) -> None:
+    """Print the comparison of the runs of some experiments, by the rule that they show if none is named."""
+    from dgharness.report.render import render
+
+    _check(asked)
+    found = _found(asked)
+    rules = [registry.load("selection", name) for name in _rules(asked, found)]
+    tables = [table for each in found for table in _tables(asked, each, rules)]
+    text = render(tables, asked.format_)
+    if asked.to:
+        _write(text, asked.to)
     else:
         print(text, end="")
-    _track_report(found.store, rules, baseline, tables)
+    _track_report(asked, found, rules, tables)
 
 
-def _track_report(store: tracking.Store, rules: Sequence[str], baseline: str, tables: Sequence[Any]) -> None:
+def _check(asked: Asked) -> None:
+    """A mistake in what was asked is said before any store is opened."""
+    from dgharness.report.render import Format
+
+    if asked.format_ not in get_args(Format):
+        known = did_you_mean(asked.format_, get_args(Format))
+        raise UsageError(f"there is no report format {asked.format_!r}; {known}")
+    if not asked.experiments and not asked.imported:
+        raise UsageError("name an experiment, as the runs printed it, or results to --import")
+    for plugin in asked.plugins:
+        registry.add_plugin(plugin)
+    if asked.rules is not None and not asked.rules:
+        raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
+    later = [("--cost", asked.cost), ("--ddof 0", asked.ddof == 0), ("--against", asked.against)]
+    for option, given in [*later, ("--import", asked.imported)]:
+        if given:
+            raise UsageError(f"{option} is not ready yet; leave it out")
+    for name in asked.rules or ():
+        if name != "all":
+            registry.load("selection", name)
+
+
+def _found(asked: Asked) -> list[Found]:
+    """The runs of each experiment, and those that were imported."""
+    from dgharness.report.load import load_experiment
+
+    found = [load_experiment(experiment) for experiment in asked.experiments]
+    _refuse_unlogged(asked.extras, found)
+    return found
+
+
+def _rules(asked: Asked, found: Sequence[Found]) -> list[str]:
+    """The rules by name."""
+    if asked.rules == ["all"]:
+        return [entry.name for entry in registry.entries("selection")]
+    return list(asked.rules or [_rule_of_the_runs(found)])
+
+
+def _tables(asked: Asked, found: Found, rules: Sequence[Rule]) -> list[Table]:
+    """The tables of one experiment."""
+    from dgharness.report.cells import build_tables
+
+    return build_tables(
+        found.records,
+        rules,
+        baseline=_baseline(registry.canonical("algorithms", asked.baseline), found),
+        expected=found.expected,
+        not_applicable=found.not_applicable,
+        extras=asked.extras,
+        gaps=asked.gaps,
+    )
+
+
+def _write(text: str, to: Path) -> None:
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {to}: {error.strerror}; choose another file with --to, or leave it out"
+        ) from None
+    to_stderr(f"written: {to}")
+
+
+def _track_report(
+    asked: Asked, found: Sequence[Found], rules: Sequence[Rule], tables: Sequence[Table]
+) -> None:
     """A report is a tracked run of its own; the same tables again are the same run."""
     from dgharness.report.render import render
 
+    names = ", ".join(rule.name for rule in rules)
     texts = {"report.md": render(tables, "markdown"), "report.json": render(tables, "json")}
     digest = hashlib.sha256(texts["report.json"].encode()).hexdigest()[:12]
-    params = {"rules": ", ".join(rules), "baseline": baseline}
-    try:
-        run_id = tracking.start_group(
-            store, "report", f"report by {', '.join(rules)}", {"dg.report": digest}, params, texts
-        )
-    except UsageError as error:
-        to_stderr(f"the report itself is not tracked: {error}")
-        return
-    tracking.finish_group(store, run_id)
+    params = {"rules": names, "baseline": asked.baseline}
+    for each in found:
+        try:
+            run_id = tracking.start_group(
+                each.store, "report", f"report by {names}", {"dg.report": digest}, params, texts
+            )
+        except UsageError as error:
+            to_stderr(f"the report itself is not tracked: {error}")
+            continue
+        tracking.finish_group(each.store, run_id)
 
 
 def _baseline(name: str, found: Found) -> str:
@@ -93,20 +146,21 @@ def _baseline(name: str, found: Found) -> str:
     return name
 
 
-def _rule_of_the_runs(found: Found) -> str:
+def _rule_of_the_runs(found: Sequence[Found]) -> str:
     """The rule that the runs were told to show, if it is the same for all of them."""
-    shown = {record.tags.get("dg.shown", SHOWN) for record in found.records}
+    shown = {record.tags.get("dg.shown", SHOWN) for each in found for record in each.records}
     if len(shown) == 1:
         return shown.pop()
     to_stderr(f"the runs show their results by {' and '.join(sorted(shown))}; here by {SHOWN} (--rule)")
     return SHOWN
 
 
-def _refuse_unlogged(extras: Sequence[str], found: Found) -> None:
+def _refuse_unlogged(extras: Sequence[str], found: Sequence[Found]) -> None:
     """A further metric that no run has logged is a mistake."""
-    logged = {f"cost/{name}" for record in found.records for name in record.cost} | {
+    records = [record for each in found for record in each.records]
+    logged = {f"cost/{name}" for record in records for name in record.cost} | {
         key.removeprefix("test/")
-        for record in found.records
+        for record in records
         for evaluation in record.evaluations
         for key in evaluation.metrics
         if key.startswith("test/")

@@ -153,7 +153,7 @@ def parse(text: str, arguments: list[str], whole: bool = True) -> None:
 
 
 def test_a_command_that_does_not_exist_is_noticed():
-    for wrong in ("dgharness trian", "dgharness train --algoritm erm", "dgharness report"):
+    for wrong in ("dgharness trian", "dgharness train --algoritm erm", "dgharness algorithms show"):
         with pytest.raises(AssertionError, match=wrong):
             parse(wrong, shlex.split(wrong)[1:])
 
