@@ -15,14 +15,13 @@ from dgharness.report.outcomes import (
     Grid,
     NotApplicable,
     Outcome,
-    grid,
+    comparable,
     metric,
     outcome,
     result,
 )
 from dgharness.report.statistics import Comparison, compare, holm
 from dgharness.report.table import (
-    OWN_SPLIT,
     Block,
     Cell,
     Column,
@@ -30,8 +29,6 @@ from dgharness.report.table import (
     Table,
     Unit,
     algorithm_of,
-    block_of,
-    told_apart,
 )
 from dgharness.selection.rule import Rule, RunRecord
 
@@ -59,24 +56,18 @@ def build_tables(
     ``extras`` are further metrics of the chosen checkpoints on the test split, such as ``wga`` or ``ece``, or
     ``cost/NAME``. ``gaps`` adds what each rule loses to the oracle, if an oracle is among the rules.
     """
-    blocks: dict[Block, list[RunRecord]] = {}
-    for record in records:
-        blocks.setdefault(block_of(record), []).append(record)
-    apart = told_apart(list(blocks))
     tables: list[Table] = []
-    for block, members in blocks.items():
-        plan = expected.get(block) if isinstance(expected, Mapping) else expected
-        if plan is not None and len(blocks) > 1 and block.protocol not in OWN_SPLIT:
-            # Another block's domains are not missing here.
-            seen = {target for record in members for target in record.targets}
-            plan = [item for item in plan if seen.issuperset(item[1])]
-        presets = sorted({record.preset or "none" for record in members})
-        block = dataclasses.replace(block, preset=", ".join(presets))
-        runs = grid(members, plan)
-        if not runs.columns:
-            continue
+    for group in comparable(records, expected):
+        runs = group.runs
         maker = _Maker(
-            block, members, runs, plan is not None, baseline, extras, not_applicable or {}, apart[block]
+            group.block,
+            group.records,
+            runs,
+            group.planned,
+            baseline,
+            extras,
+            not_applicable or {},
+            group.apart,
         )
         side_by_side = layout == "rules" or (layout == "auto" and len(runs.columns) == 1 and len(rules) > 1)
         if side_by_side:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import NamedTuple
 
-from dgharness.report.table import OWN_SPLIT, Cell, algorithm_of, label_of
+from dgharness.report.table import OWN_SPLIT, Block, Cell, algorithm_of, block_of, label_of, told_apart
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
 
 LOSSES = ("val/nll", "val/mse_avg")
@@ -74,6 +74,40 @@ class Grid:
     def draws(self) -> tuple[int, ...]:
         """The hyperparameter seeds; 0 is the defaults."""
         return tuple(sorted({slot.hparams_seed for slot in self.runs}))
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """The runs of one block: all that may stand in one table."""
+
+    block: Block
+    apart: str  # the settings by which other blocks differ
+    records: Sequence[RunRecord]
+    runs: Grid
+    planned: bool
+
+
+def comparable(
+    records: Sequence[RunRecord], expected: Sequence[Expected] | Mapping[Block, Sequence[Expected]] | None
+) -> list[Comparable]:
+    """Sort runs into blocks, and the runs of each into the slots that were expected of it."""
+    blocks: dict[Block, list[RunRecord]] = {}
+    for record in records:
+        blocks.setdefault(block_of(record), []).append(record)
+    apart = told_apart(list(blocks))
+    found = []
+    for block, members in blocks.items():
+        plan = expected.get(block) if isinstance(expected, Mapping) else expected
+        if plan is not None and len(blocks) > 1 and block.protocol not in OWN_SPLIT:
+            # Another block's domains are not missing here.
+            seen = {target for record in members for target in record.targets}
+            plan = [item for item in plan if seen.issuperset(item[1])]
+        presets = sorted({record.preset or "none" for record in members})
+        shown = replace(block, preset=", ".join(presets))
+        runs = grid(members, plan)
+        if runs.columns:
+            found.append(Comparable(shown, apart[block], members, runs, plan is not None))
+    return found
 
 
 def grid(records: Sequence[RunRecord], expected: Sequence[Expected] | None) -> Grid:
