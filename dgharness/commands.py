@@ -20,6 +20,8 @@ from dgharness.rundir import RunDir
 from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
 from dgharness.training.progress import header_lines, result_lines, to_stderr
+from dgharness.training.register import check_name
+from dgharness.training.register import register as registered
 from dgharness.training.run import Result, pick_device, read_config, train
 from dgharness.training.run import resume as continue_run
 
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
 Header = Callable[[Prepared, tracking.Store], None]
 
 
-def run_train(layers: Mapping[str, Any], *, resume: str | None, dry_run: bool, as_json: bool) -> None:
-    """Train or resume one run, and print what it found."""
+def run_train(
+    layers: Mapping[str, Any], *, resume: str | None, register: str = "", dry_run: bool, as_json: bool
+) -> None:
+    """Train or resume one run, print what it found, and register its model if that is wanted."""
+    if register:
+        check_name(register)
     prepared_here: list[Prepared] = []
 
     def header(prepared: Prepared, store: tracking.Store) -> None:
@@ -40,6 +46,9 @@ def run_train(layers: Mapping[str, Any], *, resume: str | None, dry_run: bool, a
 
     if resume is None and dry_run:
         _print_plan(layers, as_json)
+        return
+    if resume and register and (finished := _finished(resume, layers)):
+        _register(finished, register)
         return
     try:
         result = (
@@ -69,6 +78,12 @@ def run_train(layers: Mapping[str, Any], *, resume: str | None, dry_run: bool, a
     to_stderr(f"run {result.run_id} {result.status}    compare: dgharness report {prepared.experiment}")
     if not result.delivered:
         to_stderr("MLflow has not got everything; dgharness sync delivers the rest")
+    if register:
+        if prepared.config.tta.name != "none":
+            to_stderr(
+                f"the registered model predicts each example by itself, without {prepared.config.tta.name}"
+            )
+        _register(result.path, register)
     if as_json:
         chosen = {
             rule: {"step": evaluation.step, **evaluation.metrics}
@@ -100,6 +115,20 @@ def _resume(run_id: str, layers: Mapping[str, Any], *, header: Header, dry_run: 
     config = read_config(interrupted)
     kept = config.execution.model_dump() | execution | {"output": str(root)}
     return continue_run(run_id, root, header=header, execution=kept)
+
+
+def _finished(run_id: str, layers: Mapping[str, Any]) -> Path | None:
+    """The directory of a run that is over already, of which only the model is wanted."""
+    root = Path(checked(ExecutionConfig, given(**layers).get("execution", {}), "execution").output)
+    rundir = RunDir.open(root, run_id)
+    return rundir.path if rundir.state.status == "FINISHED" else None
+
+
+def _register(run_dir: Path, name: str) -> None:
+    version = registered(run_dir, name)
+    to_stderr(
+        f"registered models:/{name}/{version}    load: mlflow.pyfunc.load_model('models:/{name}/{version}')"
+    )
 
 
 def _newest(prepared: Sequence[Prepared]) -> RunDir | None:

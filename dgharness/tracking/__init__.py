@@ -4,13 +4,16 @@ Nothing else imports MLflow, and here it is imported inside functions, because t
 """
 
 from dgharness.rundir import DatasetInput
+from dgharness.tracking.artifacts import Artifacts
 from dgharness.tracking.groups import finish_group, group_texts, start_group
 from dgharness.tracking.records import finished_hashes, load_records
+from dgharness.tracking.register import register_model
 from dgharness.tracking.store import Store, open_store, prepare_store, public, tracking_uri
 from dgharness.tracking.sync import Synced, deliver_into, sync
 from dgharness.tracking.tracker import Tracker, provenance
 
 __all__ = [
+    "Artifacts",
     "DatasetInput",
     "Store",
     "Synced",
@@ -24,6 +27,7 @@ __all__ = [
     "prepare_store",
     "provenance",
     "public",
+    "register_model",
     "start_group",
     "sync",
     "tracking_uri",
