@@ -92,6 +92,14 @@ class Dataset:
         return tuple(str(name) for name in self.manifest["domain"].cat.categories)
 
     @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs of a classification: the categories of ``y``, or else their numbers."""
+        y, outputs = self.manifest["y"].dtype, self.task.outputs
+        if isinstance(y, pd.CategoricalDtype) and len(y.categories) == outputs:
+            return tuple(str(name) for name in y.categories)
+        return tuple(map(str, range(outputs)))
+
+    @cached_property
     def targets_M(self) -> Tensor:
         """Labels of all manifest rows: classes as int64 (-1 unknown), numbers as float32."""
         if self.targets is not None:

@@ -30,9 +30,14 @@ class Grouping:
     @property
     def counts_G(self) -> Tensor:
         """Examples of each group."""
-        if self.group_M.dim() == 2:
-            return self.group_M.sum(0)
-        return torch.bincount(self.group_M[self.group_M >= 0], minlength=len(self.names))
+        return self.counts(torch.arange(len(self.group_M)))
+
+    def counts(self, index_N: Tensor) -> Tensor:
+        """Examples of each group among these rows."""
+        group = self.group_M[index_N]
+        if group.dim() == 2:
+            return group.sum(0)
+        return torch.bincount(group[group >= 0], minlength=len(self.names))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -24,6 +24,7 @@ from dgharness.metrics.consistency import Kind, consistency
 from dgharness.metrics.regression import RegressionScores, score_regression
 from dgharness.metrics.scores import Scores, score, score_examples
 from dgharness.plugin import Predictor, Source, TTASpec
+from dgharness.predictions import BUILT_IN, Predictions
 from dgharness.seeds import generator, seeded
 
 BATCH = {"small": 2048, "large": 128}
@@ -47,6 +48,7 @@ class Evaluator:
     device: torch.device
     min_group_size: int = 1
     precision: str = "float32"
+    train_count_G: Tensor | None = None  # training examples of each group of the metrics
 
     def outputs(self, predictor: Predictor, rows: np.ndarray) -> Tensor:
         """Outputs [N, C] of the rows, on the CPU in float32; of a task with a ``keep``, what it keeps."""
@@ -135,6 +137,32 @@ class Evaluator:
             found,
             official=official,
             official_score=None if value is None else dataset.official_sign * value,
+        )
+
+    def predictions(
+        self, rows_by_split: Mapping[str, np.ndarray], outputs_by_split: Mapping[str, Tensor]
+    ) -> Predictions:
+        """Outputs of the rows of some splits, with all that scoring them needs."""
+        dataset, task = self.dataset, self.dataset.task
+        rows = np.concatenate([rows_by_split[split] for split in outputs_by_split])
+        index, outputs = torch.from_numpy(rows), torch.cat(list(outputs_by_split.values()))
+        targets, built_in = dataset.targets_M[index], task.name in BUILT_IN
+        right_N, loss_N = task.judge(outputs, targets) if task.judge and not built_in else (None, None)
+        return Predictions(
+            task=task.name,
+            row_N=index,
+            split_N=np.repeat(list(outputs_by_split), [len(part) for part in outputs_by_split.values()]),
+            outputs_NC=outputs.flatten(1),
+            targets=targets if targets.dim() == 1 else targets.flatten(1),
+            domain_N=dataset.domain_M[index],
+            domains=dataset.domains,
+            group=self.grouping.group_M[index],
+            groups=self.grouping.names,
+            classes=dataset.classes if task.name == "classification" else (),
+            train_count_G=self.train_count_G,
+            min_group_size=self.min_group_size,
+            right_N=right_N,
+            loss_N=loss_N,
         )
 
     def _mapped(

@@ -29,7 +29,7 @@ from dgharness.seeds import seed_hash, seeded
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
 from dgharness.training.checks import check_model, check_source
-from dgharness.training.evaluation import Evaluator
+from dgharness.training.evaluation import Evaluator, all_rows
 from dgharness.training.identity import dataset_inputs, run_tags, write_documents
 from dgharness.training.learner import Learner
 from dgharness.training.loop import Run, fit
@@ -204,13 +204,15 @@ def build(prepared: Prepared, progress: Progress) -> Run:
     }
     if prepared.uses_unlabeled:
         samplers["pooled", "unlabeled"] = unlabeled_sampler(prepared, source)
+    groups = metric_groups(dataset.manifest, config.data.groups)
     evaluator = Evaluator(
         dataset,
         source.reader,
-        metric_groups(dataset.manifest, config.data.groups),
+        groups,
         device,
         config.selection.min_group_size,
         config.train.precision,
+        groups.counts(torch.from_numpy(all_rows(splits.rows["train"]))),
     )
     unattached: Any = None
     return Run(

@@ -14,6 +14,7 @@ from dgharness.metrics.measure import measure_of
 from dgharness.metrics.scores import FEW
 from dgharness.names import slugs
 from dgharness.plugin import Predictor
+from dgharness.predictions import write_predictions
 from dgharness.rundir import write_json
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
@@ -39,7 +40,7 @@ def score_target(run: Run, t: int, predictor: Predictor) -> Scored:
     examples as ``test_query/...``; ``val_adapted/...`` is what its hyperparameters were chosen by.
     ``test/consistency/...`` is that of the predictor before any adaptation.
     """
-    evaluator, adaptation = run.evaluator, _adaptation(run)
+    evaluator, adaptation = run.evaluator, adaptation_of(run)
     outputs: dict[str, torch.Tensor] = {}
     sealed: dict[str, float] = {}
     draws: Sequence[Draw] = ()
@@ -77,7 +78,7 @@ def score_target(run: Run, t: int, predictor: Predictor) -> Scored:
 
 def adapted_validation(run: Run, predictor: Predictor, split: str = "val") -> torch.Tensor:
     """What the test-time method, with its settings as given, makes of each validation domain."""
-    adaptation = _adaptation(run)
+    adaptation = adaptation_of(run)
     assert adaptation is not None
     return adaptation.outputs(predictor, run.splits.rows[split], adaptation.draw().hp).outputs_NC
 
@@ -154,40 +155,24 @@ def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, 
     Any metric can be computed again from them: logits, or what the task keeps in their place, in single
     precision; in half, examples would tie that a metric of ranks tells apart.
     """
-    import pandas as pd
-
-    dataset, frames = run.evaluator.dataset, []
     one = test["test"][0]  # of one example; all splits are alike
-    for split in ("val", *target_splits(run)):
-        rows = all_rows(run.splits.rows[split])
-        size = len(rows) * one.numel() * one.itemsize
+    rows, outputs = {}, {}
+    for split in ("val", "id_val", *target_splits(run)):
+        if split not in run.splits.rows:
+            continue
+        rows[split] = all_rows(run.splits.rows[split])
+        size = len(rows[split]) * one.numel() * one.itemsize
         if size > run.config.selection.predictions_mb * 2**20:
             run.progress.say(f"outputs of {split} are not stored: {size / 2**20:.0f} MB is over the limit")
-            continue
-        if split in test:
-            logits = test[split]
+        elif split in test:
+            outputs[split] = test[split]
         elif run.adapts_by_nature:
-            logits = adapted_validation(run, predictor, split)
+            outputs[split] = adapted_validation(run, predictor, split)
         else:
-            logits = run.evaluator.outputs(predictor, rows)
-        columns: dict[str, Any] = {
-            "row": rows,
-            "split": split,
-            "domain": dataset.manifest["domain"].iloc[rows].astype(str).to_numpy(),
-        }
-        targets = dataset.targets_M[torch.from_numpy(rows)]
-        if targets.dim() == 1:
-            columns["y"] = targets.numpy()
-        else:
-            columns |= {
-                f"y_{label}": of_all.numpy() for label, of_all in enumerate(targets.flatten(1).unbind(1))
-            }
-        name = "logit" if one.dim() == 1 else "kept"
-        for output, of_all in enumerate(logits.flatten(1).unbind(1)):
-            columns[f"{name}_{output}"] = of_all.numpy()
-        frames.append(pd.DataFrame(columns))
-    if frames:
-        pd.concat(frames).to_parquet(run.rundir.path / f"predictions-{step}.parquet", index=False)
+            outputs[split] = run.evaluator.outputs(predictor, rows[split])
+    if outputs:
+        predictions = run.evaluator.predictions(rows, outputs)
+        write_predictions(run.rundir.path / f"predictions-{step}.parquet", predictions)
 
 
 def store_choice(run: Run, step: int, draws: Sequence[Draw]) -> None:
@@ -215,7 +200,8 @@ def store_choice(run: Run, step: int, draws: Sequence[Draw]) -> None:
     )
 
 
-def _adaptation(run: Run) -> Adaptation | None:
+def adaptation_of(run: Run) -> Adaptation | None:
+    """The run's test-time method and its protocol; None where it has none."""
     config = run.config
     if config.tta.name in ("", "none"):
         return None
