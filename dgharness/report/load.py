@@ -120,6 +120,8 @@ def record(facts: Mapping[str, Any]) -> RunRecord:
         error=tags.get("dg.error", ""),
         tta=tags.get("dg.tta", "none"),
         averaging=tags.get("dg.averaging", "none"),
+        rules=tuple(filter(None, facts["params"].get("selection.rules", "").split(", "))),
         cost={key.removeprefix("cost/"): value for key, value in metrics.items() if key.startswith("cost/")},
         tags=tags,
+        ended=facts["ended"],
     )

@@ -173,15 +173,32 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
         choice = choose(rule, _of(runs, own, trial), _of(runs, pairs, trial))
         if choice is None:
             return Outcome(problem="n/a", detail=_no_choice(rule, f"trial {trial} of {label}"))
+        if reason := unscored(rule, choice):
+            return Outcome(problem="n/a", detail=reason)
         choices[trial] = choice
     return Outcome(choices)
 
 
+def unscored(rule: Rule, choice: Choice) -> str:
+    """Why the chosen checkpoint has no result: the target is scored only where a run's own rules choose."""
+    if any(key.startswith("test/") for key in choice.evaluation.metrics):
+        return ""
+    run, step = choice.run, choice.evaluation.step
+    prepared = f": it was prepared for {', '.join(run.rules)}" if run.rules else ""
+    return (
+        f"{rule.name} chooses step {step} of run {run.run_id}, where the target was not scored{prepared}; "
+        f"runs with {rule.name} in selection.rules are, and last needs none"
+    )
+
+
 def result(chosen: Outcome) -> Cell:
     """Accuracy (or squared error) on the reported part of the held-out domains, at the chosen checkpoints."""
-    return measured(
-        chosen, lambda choice: mean(measured_on(choice.evaluation, "test", t) for t in choice.run.targets)
-    )
+    return measured(chosen, reported)
+
+
+def reported(choice: Choice) -> float:
+    """The mean over the held-out domains; NaN where the target was not scored at this checkpoint."""
+    return mean(measured_on(choice.evaluation, "test", target) for target in choice.run.targets)
 
 
 def metric(chosen: Outcome, name: str) -> Cell:

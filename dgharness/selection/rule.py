@@ -44,8 +44,10 @@ class RunRecord:
     error: str = ""
     tta: str = "none"
     averaging: str = "none"
+    rules: tuple[str, ...] = ()  # that it was prepared for: its target is scored where they choose
     cost: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    ended: int | None = None  # milliseconds since 1970
 
 
 Score = Callable[[Evaluation, Mapping[str, Evaluation]], float]
