@@ -45,20 +45,26 @@ def run_report(asked: Asked) -> None:
     found = _found(asked)
     rules = [registry.load("selection", name) for name in _rules(asked, found)]
     tables = [table for each in found for table in _tables(asked, each, rules)]
-    text = render(tables, asked.format_)
-    if asked.to:
-        _write(text, asked.to)
+    if asked.format_ == "html":
+        as_page = _page(asked, found, rules, tables)
+        _write(as_page, asked.to or Path("report.html"))
     else:
-        print(text, end="")
-    _track_report(asked, found, rules, tables)
+        text = render(tables, asked.format_)
+        if asked.to:
+            _write(text, asked.to)
+        else:
+            print(text, end="", flush=True)
+        as_page = _page(asked, found, rules, tables)
+    _track_report(asked, found, rules, tables, as_page)
 
 
 def _check(asked: Asked) -> None:
     """A mistake in what was asked is said before any store is opened."""
     from dgharness.report.render import Format
 
-    if asked.format_ not in get_args(Format):
-        known = did_you_mean(asked.format_, get_args(Format))
+    formats = (*get_args(Format), "html")
+    if asked.format_ not in formats:
+        known = did_you_mean(asked.format_, formats)
         raise UsageError(f"there is no report format {asked.format_!r}; {known}")
     if not asked.experiments and not asked.imported:
         raise UsageError("name an experiment, as the runs printed it, or results to --import")
@@ -106,6 +112,22 @@ def _tables(asked: Asked, found: Found, rules: Sequence[Rule]) -> list[Table]:
     )
 
 
+def _page(asked: Asked, found: Sequence[Found], rules: Sequence[Rule], tables: Sequence[Table]) -> str:
+    """The tables with the figures of each; of several rules, the figures go by the first."""
+    from dgharness.report.html import Subject, page
+    from dgharness.report.outcomes import comparable
+    from dgharness.report.pictures import pictures
+
+    drawn = [
+        picture
+        for each in found
+        for group in comparable(each.records, each.expected)
+        for picture in pictures(group, rules[0], each.not_applicable)
+    ]
+    records = [record for each in found for record in each.records]
+    return page(Subject(asked.experiments, rules, records), tables, drawn)
+
+
 def _write(text: str, to: Path) -> None:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +140,17 @@ def _write(text: str, to: Path) -> None:
 
 
 def _track_report(
-    asked: Asked, found: Sequence[Found], rules: Sequence[Rule], tables: Sequence[Table]
+    asked: Asked, found: Sequence[Found], rules: Sequence[Rule], tables: Sequence[Table], as_page: str
 ) -> None:
     """A report is a tracked run of its own; the same tables again are the same run."""
     from dgharness.report.render import render
 
     names = ", ".join(rule.name for rule in rules)
-    texts = {"report.md": render(tables, "markdown"), "report.json": render(tables, "json")}
+    texts = {
+        "report.md": render(tables, "markdown"),
+        "report.json": render(tables, "json"),
+        "report.html": as_page,
+    }
     digest = hashlib.sha256(texts["report.json"].encode()).hexdigest()[:12]
     params = {"rules": names, "baseline": asked.baseline}
     for each in found:

@@ -119,8 +119,8 @@ def store(monkeypatch, mlflow_store):
         ("sync --output nope", "there is no directory nope; --output names the one with the runs"),
         ("report x --rule lst", "there is no selection rule 'lst'; did you mean 'last'?"),
         (
-            "report x --format html",
-            "there is no report format 'html'; known: csv, json, latex, ",
+            "report x --format pdf",
+            "there is no report format 'pdf'; known: csv, html, json, ",
         ),
         ("report x", "there is no MLflow store sqlite:///"),
     ],
