@@ -7,11 +7,13 @@ Every part names an entry of a registry and carries that entry's own options bes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -31,6 +33,12 @@ from dgharness.training.optimizers import OptimizerConfig
 
 DEFAULT_RULES = ("last", "training-domain-validation", "test-domain-validation", "worst-group")
 SHOWN = "training-domain-validation"
+
+# An alias of a rule makes no other run.
+RuleName = Annotated[str, AfterValidator(partial(canonical, "selection"))]
+RuleNames = Annotated[
+    NameList, AfterValidator(lambda names: tuple(dict.fromkeys(canonical("selection", n) for n in names)))
+]
 
 # One name stands for a list of one, whatever commas it has.
 Names = Annotated[
@@ -129,9 +137,9 @@ class AnnotatorConfig(Part):
 class SelectionConfig(Hparams):
     """Which checkpoints are kept and scored on the target."""
 
-    rules: NameList = DEFAULT_RULES
+    rules: RuleNames = DEFAULT_RULES
     """Rules whose choice is kept; the target is scored only where one of them could choose."""
-    shown: str = SHOWN
+    shown: RuleName = SHOWN
     """The rule whose choice is printed, or else the first."""
     min_group_size: PositiveInt = 1
     """Groups below this size are left out of the worst group."""
@@ -270,7 +278,8 @@ def _preset_layer(name: str, own: RunConfig, tree: Mapping[str, Any]) -> dict[st
         if getattr(own.train, given) is not None:
             layer.get("train", {}).pop(other, None)
     chosen_by = layer.get("selection", {})
-    if "rules" in tree.get("selection", {}) and chosen_by.get("shown") not in own.selection.rules:
+    shown = canonical("selection", chosen_by.get("shown", ""))
+    if "rules" in tree.get("selection", {}) and shown not in own.selection.rules:
         chosen_by.pop("shown", None)
     if own.hparams_seed:
         for plugin in own.plugins:

@@ -34,7 +34,22 @@ NOUNS = {
 }
 GROUPS = tuple(NOUNS)
 METHODS = ("algorithms", "tta", "annotators")  # named after papers: trust is stated, or missing
-ALIASES = {"algorithms": {"irm": "irmv1"}}
+ALIASES = {
+    "algorithms": {"irm": "irmv1"},
+    "selection": {  # what DomainBed and SubpopBench call them
+        "IIDAccuracySelectionMethod": "training-domain-validation",
+        "LeaveOneOutSelectionMethod": "leave-one-domain-out-cv",
+        "OracleSelectionMethod": "test-domain-validation",
+        "ValMeanAcc": "mean-accuracy",
+        "ValWorstAccAttributeYes": "worst-group",
+        "ValWorstAccAttributeNo": "worst-class",
+        "ValBalancedAcc": "balanced-accuracy",
+        "ValAUROC": "auroc",
+        "ValClassDiff": "class-difference",
+        "OracleMeanAcc": "test-mean-accuracy",
+        "OracleWorstAcc": "test-worst-group",
+    },
+}
 
 
 @dataclass(frozen=True)

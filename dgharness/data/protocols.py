@@ -40,6 +40,11 @@ class Splits:
     def targets(self) -> tuple[str, ...]:
         return tuple(self.rows["test"])
 
+    @property
+    def validates_on_held_out(self) -> bool:
+        """Whether none of the validation domains is trained on."""
+        return self.rows["val"].keys().isdisjoint(self.rows["train"])
+
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 (16 digits) of every split: its domains and their rows in order."""

@@ -27,8 +27,8 @@ from dgharness.report.outcomes import (
     comparable,
     outcome,
     reported,
-    unscored,
 )
+from dgharness.report.refusals import unscored
 from dgharness.report.statistics import mean_se
 from dgharness.report.table import Block
 from dgharness.selection.rule import Rule, RunRecord, choose

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import NamedTuple
 
+from dgharness.report.refusals import no_choice, no_held_out, no_pairs, unscored
 from dgharness.report.table import OWN_SPLIT, Block, Cell, algorithm_of, block_of, label_of, told_apart
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
 
@@ -163,8 +164,14 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
         applies = set(held_out) == set(column) or (rule.pairs and set(column) < set(held_out))
         if (applies or not held_out) and algorithm_of(label) == name:
             return Outcome(problem="n/a", detail=f"{label} on {'+'.join(held_out or column)}: {reason}")
+    if rule.needs == "held-out validation domains":
+        others = [run for slot in own for run in runs.runs[slot] if not run.validates_on_held_out]
+        if others:
+            return Outcome(problem="n/a", detail=no_held_out(rule, others[0]))
     if rule.pairs and not pairs:
-        return Outcome(problem="n/a", detail=_no_pairs(rule, runs, label))
+        return Outcome(
+            problem="n/a", detail=no_pairs(rule, label, any(len(slot.targets) == 2 for slot in runs.runs))
+        )
     trouble = _trouble([(slot, runs.runs[slot]) for slot in own + pairs])
     if trouble.problem or not own:
         return trouble if own else Outcome(problem="n/a", detail=f"{label} has no runs on {'+'.join(column)}")
@@ -172,23 +179,11 @@ def outcome(rule: Rule, runs: Grid, label: str, column: tuple[str, ...], exempt:
     for trial in sorted({slot.trial_seed for slot in own}):
         choice = choose(rule, _of(runs, own, trial), _of(runs, pairs, trial))
         if choice is None:
-            return Outcome(problem="n/a", detail=_no_choice(rule, f"trial {trial} of {label}"))
+            return Outcome(problem="n/a", detail=no_choice(rule, f"trial {trial} of {label}"))
         if reason := unscored(rule, choice):
             return Outcome(problem="n/a", detail=reason)
         choices[trial] = choice
     return Outcome(choices)
-
-
-def unscored(rule: Rule, choice: Choice) -> str:
-    """Why the chosen checkpoint has no result: the target is scored only where a run's own rules choose."""
-    if any(key.startswith("test/") for key in choice.evaluation.metrics):
-        return ""
-    run, step = choice.run, choice.evaluation.step
-    prepared = f": it was prepared for {', '.join(run.rules)}" if run.rules else ""
-    return (
-        f"{rule.name} chooses step {step} of run {run.run_id}, where the target was not scored{prepared}; "
-        f"runs with {rule.name} in selection.rules are, and last needs none"
-    )
 
 
 def result(chosen: Outcome) -> Cell:
@@ -234,18 +229,6 @@ def _same_losses(one: RunRecord, other: RunRecord) -> bool:
         and first.keys() == second.keys()
         and all(math.isclose(first[key], second[key], rel_tol=1e-6) for key in first)
     )
-
-
-def _no_choice(rule: Rule, where: str) -> str:
-    if rule.pairs:
-        return f"{rule.name} finds no step that all runs on pairs of targets share in {where}"
-    labels = ": no labelled target examples were held back for an oracle" if rule.oracle else ""
-    return f"{rule.name} finds no metric to go by in {where}{labels}"
-
-
-def _no_pairs(rule: Rule, runs: Grid, label: str) -> str:
-    anyone = any(len(slot.targets) == 2 for slot in runs.runs)
-    return f"{rule.name} needs runs on pairs of targets; there are none" + (f" of {label}" if anyone else "")
 
 
 def _of(runs: Grid, slots: Iterable[Slot], trial: int) -> list[RunRecord]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 from dgharness.metrics.measure import Measure, measure_of
 from dgharness.names import find
 
+HELD_OUT = "held-out domains"  # what the tag dg.validation says then
+Needs = Literal["", "official metric", "classes", "id_val", "held-out validation domains", "test_holdout"]
 Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING", "MISSING"]
 
 
@@ -49,6 +52,11 @@ class RunRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     ended: int | None = None  # milliseconds since 1970
 
+    @property
+    def validates_on_held_out(self) -> bool:
+        """Whether the domains of its split val are none that it trained on, as it says itself."""
+        return self.tags.get("dg.validation") == HELD_OUT
+
 
 Score = Callable[[Evaluation, Mapping[str, Evaluation]], float]
 
@@ -68,7 +76,7 @@ class Rule:
     checkpoints: Literal["all", "last"] = "all"
     oracle: bool = False  # it reads labels of the target domain
     pairs: bool = False
-    needs: Literal["", "official metric", "classes"] = ""  # what a dataset must have for it
+    needs: Needs = ""  # what a dataset, or a split of it, must have for it
     doc: str = ""
     version: int = 1
     api: int = 1
@@ -107,16 +115,27 @@ def validation_score(evaluation: Evaluation) -> float:
 
     In regression, here and below, minus the mean squared error stands for accuracy: larger is better.
     """
-    measure = measure_of(evaluation.metrics)
-    of_all = evaluation.metrics.get(f"val/{measure.key}_domain_mean", math.nan)
-    by_domain = _by_domain(evaluation, "val", measure)
-    return measure.sign * (mean(by_domain) if by_domain else of_all)
+    return split_score(evaluation, "val")
 
 
 def split_score(evaluation: Evaluation, split: str) -> float:
     """The same mean over the domains of any split; NaN where none was logged."""
     measure = measure_of(evaluation.metrics)
-    return measure.sign * mean(_by_domain(evaluation, split, measure))
+    of_all = evaluation.metrics.get(f"{split}/{measure.key}_domain_mean", math.nan)
+    by_domain = _by_domain(evaluation, split, measure)
+    return measure.sign * (mean(by_domain) if by_domain else of_all)
+
+
+def mean_score(evaluation: Evaluation, split: str) -> float:
+    """Accuracy over all examples of a split; NaN where it was not logged."""
+    measure = measure_of(evaluation.metrics)
+    return measure.sign * evaluation.metrics.get(f"{split}/{measure.key}_avg", math.nan)
+
+
+def judged_score(evaluation: Evaluation, split: str) -> float:
+    """What the dataset's publishers judge a split by: their metric, or without one ``split_score``."""
+    official = evaluation.metrics.get(f"{split}/official_score")
+    return split_score(evaluation, split) if official is None else official
 
 
 def domain_score(evaluation: Evaluation, split: str, domain: str) -> float:
@@ -149,8 +168,13 @@ def mean(values: Iterable[float]) -> float:
 
 
 def _by_domain(evaluation: Evaluation, split: str, measure: Measure) -> list[float]:
-    prefix = f"{split}/{measure.key}/"
-    return [value for key, value in evaluation.metrics.items() if key.startswith(prefix)]
+    metrics = evaluation.metrics
+    return [metrics[key] for key in _beginning(f"{split}/{measure.key}/", tuple(metrics))]
+
+
+@lru_cache(1024)  # thousands of checkpoints have the same keys
+def _beginning(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key in keys if key.startswith(prefix))
 
 
 def _candidates(rule: Rule, run: RunRecord) -> list[Evaluation]:

@@ -13,5 +13,6 @@ test_domain_validation = Rule(
     score=lambda evaluation, others: split_score(evaluation, "test_holdout"),
     checkpoints="last",
     oracle=True,
+    needs="test_holdout",
     doc=__doc__,
 )

@@ -19,6 +19,7 @@ from dgharness.names import few, listed
 from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
 from dgharness.rundir import DatasetInput, RunDir, write_atomic
+from dgharness.selection.rule import HELD_OUT
 from dgharness.training.epochs import in_updates, updates_per_epoch
 from dgharness.training.leaderboard import leaderboard_tags
 from dgharness.training.prepare import Prepared
@@ -74,6 +75,7 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "dg.uses": ", ".join(uses),
         "dg.plugin": "; ".join(sources.values()),
         "dg.shown": shown_rule(prepared),
+        "dg.validation": HELD_OUT if prepared.splits.validates_on_held_out else "",
         "dg.groups": " x ".join(config.data.groups),
         "dg.train_groups": " x ".join(config.data.train_groups),
         **leaderboard_tags(config, prepared.dataset, prepared.splits),

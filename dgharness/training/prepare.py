@@ -177,29 +177,34 @@ def prepare(config: RunConfig) -> Prepared:
 def usable_rules(
     rules: Sequence[Rule], dataset: Dataset, splits: Splits, config: RunConfig
 ) -> tuple[Rule, ...]:
-    """The rules without the oracles where the protocol holds nothing back; to ask for one is a mistake.
+    """The rules, all of which must be able to choose here.
 
-    So is a rule that needs what the dataset has not.
+    Among the rules of a configuration that names none, an oracle that no examples are held back for is left
+    out.
     """
-    there = {
-        "official metric": bool(dataset.official_metric),
-        "classes": dataset.task.name == "classification",
+    if "test_holdout" not in splits.rows and config.selection.rules == DEFAULT_RULES:
+        rules = [rule for rule in rules if rule.needs != "test_holdout"]
+    protocol = config.protocol.name
+    lacking: dict[str, tuple[bool, str]] = {  # need -> is it there, and what to say if it is not
+        "official metric": (bool(dataset.official_metric), f"{dataset.name} has no official metric"),
+        "classes": (dataset.task.name == "classification", f"{dataset.name} has no classes"),
+        "id_val": ("id_val" in splits.rows, f"{dataset.name} under {protocol} has no split id_val"),
+        "held-out validation domains": (
+            splits.validates_on_held_out,
+            f"under {protocol} the validation domains of {dataset.name} are trained on",
+        ),
+        "test_holdout": (
+            "test_holdout" in splits.rows,
+            f"the protocol {protocol} holds no target examples back for an oracle",
+        ),
     }
     for rule in rules:
-        if rule.needs and not there[rule.needs]:
+        there, what = lacking.get(rule.needs, (True, ""))
+        if not there:
             raise UsageError(
-                f"the rule {rule.name} cannot choose here: {dataset.name} has no {rule.needs}; leave it out "
-                "of selection.rules"
+                f"the rule {rule.name} cannot choose here: {what}; leave it out of selection.rules"
             )
-    if "test_holdout" in splits.rows:
-        return tuple(rules)
-    oracles = [rule.name for rule in rules if rule.oracle]
-    if oracles and config.selection.rules != DEFAULT_RULES:
-        raise UsageError(
-            f"the rule {oracles[0]} cannot choose here: the protocol {config.protocol.name} holds no target "
-            "examples back for an oracle; leave it out of selection.rules"
-        )
-    return tuple(rule for rule in rules if not rule.oracle)
+    return tuple(rules)
 
 
 def uninstalled_code(config: RunConfig) -> list[str]:
