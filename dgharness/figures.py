@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -56,6 +58,26 @@ def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
         name: (COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)])
         for n, name in enumerate(names)
     }
+
+
+def heat_map(
+    axes: Axes, value_RC: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, top: float | None = None
+) -> None:
+    """A table [R, C] as colours from 0 to ``top``, else to its largest number; NaN stays empty.
+
+    The numbers stand in it unless they are many.
+    """
+    top = float(value_RC.max(where=np.isfinite(value_RC), initial=0.0)) if top is None else top
+    axes.imshow(value_RC, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    if value_RC.size > 150:
+        return
+    for (row, column), value in np.ndenumerate(value_RC):
+        if np.isfinite(value):
+            colour = "white" if value > 0.6 * top else "black"
+            axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=colour)
 
 
 def as_svg(figure: Figure) -> str:
