@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 from dgharness.metrics.measure import ACCURACY, Measure
 from dgharness.names import slug
-from dgharness.report.statistics import ALPHA, Comparison, smallest_p
-from dgharness.report.table import OWN_SPLIT, Block, Column, Row, label_of
+from dgharness.report.paired import Comparison
+from dgharness.report.statistics import ALPHA, MOST_TRIALS, POWER, Ddof, smallest_p
+from dgharness.report.table import OWN_SPLIT, Block, Column, Kind, Row, label_of
 from dgharness.selection.rule import Rule, RunRecord
 
 
@@ -24,26 +26,33 @@ def caption(
     trials: int,
     draws: Sequence[int],
     baseline: str,
-    comparisons: Sequence[Comparison],
-    averaged: bool,
-    gaps: bool,
+    comparisons: Mapping[str, Comparison],
+    kinds: Collection[Kind],
     measure: Measure = ACCURACY,
+    ddof: Ddof = 1,
 ) -> tuple[str, ...]:
-    """Everything that a reader needs beside the numbers, one paragraph for each matter."""
+    """Everything that a reader needs beside the numbers, one paragraph for each matter.
+
+    ``comparisons`` are named by row; ``kinds`` are those of the table's columns.
+    """
+    averaged = "average" in kinds
     what = "Accuracy (%)" if measure is ACCURACY else f"{measure.name.capitalize()} (lower is better)"
     found = [
         f"{what} {on_what(block)}: {block}.",
         *([f"Runs with other settings stand in a table of their own; here: {apart}."] if apart else []),
         *(f"{title(rule)}: {rule.caption.replace(ACCURACY.name, measure.name)}" for rule in rules),
-        _spread(trials, draws) + (" Averages are over domains, within each trial." if averaged else ""),
+        _spread(trials, draws, ddof) + (" Averages are over domains, within each trial." if averaged else ""),
     ]
     if comparisons:
-        found.append(_significance(baseline, comparisons))
-    if gaps:
+        found.append(_significance(baseline, list(comparisons.values()), averaged))
+    if undecided := {name: row for name, row in comparisons.items() if row.undecided}:
+        found.append(_trials_needed(undecided, len(comparisons)))
+    if "gap" in kinds:
+        oracle = next((rule.name for rule in rules if rule.oracle), "the oracle")
         found.append(
-            "Gap: accuracy under the oracle minus accuracy under the rule, in points."
+            f"Gap: accuracy under {oracle} minus accuracy under the rule, in points."
             if measure is ACCURACY
-            else f"Gap: {measure.name} under the rule minus {measure.name} under the oracle."
+            else f"Gap: {measure.name} under the rule minus {measure.name} under {oracle}."
         )
     return tuple(found)
 
@@ -128,23 +137,44 @@ def unequal_trials(shorter: Mapping[str, Sequence[int]], trials: int) -> list[st
     ]
 
 
-def _spread(trials: int, draws: Sequence[int]) -> str:
+def _spread(trials: int, draws: Sequence[int], ddof: Ddof) -> str:
     drawn = f"{len(draws)} hyperparameter draws per trial"
     if len(draws) == 1:
         given = "at their defaults or as given" if draws[0] == 0 else "of one draw"
         drawn = f"hyperparameters {given} (no search)"
     if trials < 2:
         return f"1 trial, {drawn}: no standard error and no test."
-    return f"{trials} trials, {drawn}; mean ± standard error over trials (ddof = 1)."
+    small = f", as DomainBed has it: {math.sqrt(1 - 1 / trials):.2f} times that of ddof = 1"
+    return (
+        f"{trials} trials, {drawn}; mean ± standard error over trials (ddof = {ddof}{'' if ddof else small})."
+    )
 
 
-def _significance(baseline: str, comparisons: Sequence[Comparison]) -> str:
+def _significance(baseline: str, comparisons: Sequence[Comparison], averaged: bool) -> str:
     n = min(comparison.trials for comparison in comparisons)
     found = sum(comparison.significant for comparison in comparisons)
-    together = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
+    family = f"the {len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''} of this table"
+    paired, brackets, asks = "by trial", "t-intervals", ""
+    if averaged:
+        paired = "by trial and held-out domain"
+        brackets = "intervals by a hierarchical bootstrap over trials and held-out domains"
+        asks = (
+            " p is about these domains; brackets also carry how much the difference varies between them, so "
+            "that one may hold 0 where * stands."
+        )
     return (
-        f"Differences to {baseline} are paired by trial. Where shown, brackets are 95 % t-intervals without "
-        f"correction and p is a paired t-test's after Holm's correction over the {together} of this table; * "
-        f"marks p ≤ {ALPHA:g} ({found} marked). The t-test takes differences to be normal: without that, no "
-        f"p below {smallest_p(n):.2g} is reachable with {n} trials."
+        f"Differences to {baseline} are paired {paired}; whether two rows' means ± standard error overlap is "
+        f"no test. Where shown, brackets are 95 % {brackets}, without correction, and p is that of a paired "
+        f"t-test over trials after Holm's correction over {family}; * marks p ≤ {ALPHA:g} ({found} marked)."
+        f"{asks} The t-test takes differences to be normal: without that, no p below {smallest_p(n):.2g} "
+        f"({smallest_p(n, len(comparisons)):.2g} after correction) is reachable with {n} trials."
+    )
+
+
+def _trials_needed(undecided: Mapping[str, Comparison], family: int) -> str:
+    named = (f"{name} {row.trials_needed or f'more than {MOST_TRIALS}'}" for name, row in undecided.items())
+    level = f"{ALPHA:g}" if family == 1 else f"{ALPHA:g}/{family}"
+    return (
+        f"Trials needed to find a difference at p ≤ {level} with a probability of {100 * POWER:.0f} %, were "
+        f"it just as estimated here, which few trials do roughly: {', '.join(named)}."
     )

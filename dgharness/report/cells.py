@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -20,11 +20,13 @@ from dgharness.report.outcomes import (
     outcome,
     result,
 )
-from dgharness.report.statistics import Comparison, compare, holm
+from dgharness.report.paired import Comparison, compare, holm
+from dgharness.report.statistics import Ddof
 from dgharness.report.table import (
     Block,
     Cell,
     Column,
+    Kind,
     Row,
     Table,
     Unit,
@@ -32,7 +34,7 @@ from dgharness.report.table import (
 )
 from dgharness.selection.rule import Rule, RunRecord
 
-Layout = Literal["auto", "targets", "rules"]
+Layout = Literal["auto", "targets", "rules", "averages"]
 Cells = Mapping[str, Cell]  # row label -> its cell in one column
 
 
@@ -46,15 +48,18 @@ def build_tables(
     extras: Sequence[str] = (),
     gaps: bool = True,
     not_applicable: NotApplicable | None = None,
+    ddof: Ddof = 1,
 ) -> list[Table]:
     """Compare algorithms; what differs in dataset, protocol, model, weights or preset never shares a table.
 
     ``expected`` lists the planned runs as (algorithm, targets, hparams_seed, trial_seed); without it the plan
     is the full product of what the records hold. A cell with a run that is missing or not finished is named,
     and its row has no average. ``layout`` "targets" gives a table per rule, "rules" a table per held-out
-    domain with the rules side by side; "auto" takes the latter where there is one domain and several rules.
+    domain with the rules side by side, "averages" one table of averages with the rules side by side; "auto"
+    takes "rules" where there is one domain and several rules.
     ``extras`` are further metrics of the chosen checkpoints on the test split, such as ``wga`` or ``ece``, or
-    ``cost/NAME``. ``gaps`` adds what each rule loses to the oracle, if an oracle is among the rules.
+    ``cost/NAME``. ``gaps`` adds what each rule loses to the first oracle among the rules, if there is one.
+    ``ddof`` is that of the standard errors beside means; intervals and tests always go by ddof=1.
     """
     tables: list[Table] = []
     for group in comparable(records, expected):
@@ -68,10 +73,13 @@ def build_tables(
             extras,
             not_applicable or {},
             group.apart,
+            ddof,
         )
         side_by_side = layout == "rules" or (layout == "auto" and len(runs.columns) == 1 and len(rules) > 1)
-        if side_by_side:
-            tables += [maker.by_rule(column, rules, gaps) for column in runs.columns]
+        if layout == "averages":
+            tables.append(maker.by_rule(runs.columns, rules, gaps))
+        elif side_by_side:
+            tables += [maker.by_rule([column], rules, gaps) for column in runs.columns]
         else:
             tables += [maker.by_target(rule, rules if gaps else ()) for rule in rules]
     return tables
@@ -87,6 +95,7 @@ class _Maker:
     extras: Sequence[str]
     exempt: NotApplicable
     apart: str = ""  # the settings by which other blocks differ
+    ddof: Ddof = 1
 
     @cached_property
     def measure(self) -> Measure:
@@ -120,33 +129,36 @@ class _Maker:
         chosen = [self._chosen(rule, column) for column in self.runs.columns]
         results = [_cells(column, result) for column in chosen]
         overall = _averages(results, self._names)
-        comparisons = holm(self._comparisons(overall))
+        comparisons = holm(self._comparisons(results))
         table = [
             (Column(name, self.unit, rule.name), cells)
             for name, cells in zip(self._names, results, strict=True)
         ]
         if len(results) > 1:
-            table.append((Column("average", self.unit, rule.name), overall))
+            table.append((Column("average", self.unit, rule.name, "average"), overall))
         if self.versus in overall and len(overall) > 1:
-            difference = Column(f"difference to {self.versus}", self.difference_unit, rule.name)
+            difference = Column(f"difference to {self.versus}", self.difference_unit, rule.name, "difference")
             table.append((difference, self._differences(overall, comparisons)))
         for name in self.extras:
             further = [{label: metric(found, name) for label, found in column.items()} for column in chosen]
             table.append((_extra(name, rule), _averages(further, self._names)))
-        for oracle in rules:
-            if oracle.oracle and not rule.oracle:
+        for oracle in _first_oracle(rules):
+            if not rule.oracle:
                 best = [_cells(self._chosen(oracle, column), result) for column in self.runs.columns]
                 gap = self._gaps(overall, _averages(best, self._names))
-                table.append((Column("gap to oracle", self.difference_unit, rule.name), gap))
-        return self._table(captions.title(rule), [rule], table, comparisons.values())
+                table.append((Column("gap to oracle", self.difference_unit, rule.name, "gap"), gap))
+        return self._table(captions.title(rule), [rule], table, comparisons)
 
-    def by_rule(self, column: tuple[str, ...], rules: Sequence[Rule], gaps: bool) -> Table:
-        chosen = {rule.name: self._chosen(rule, column) for rule in rules}
-        results = {name: _cells(found, result) for name, found in chosen.items()}
+    def by_rule(self, columns: Sequence[tuple[str, ...]], rules: Sequence[Rule], gaps: bool) -> Table:
+        """The rules side by side, on one column or on the average of several."""
+        names = ["+".join(column) for column in columns]
+        chosen = {rule.name: [self._chosen(rule, column) for column in columns] for rule in rules}
+        by_column = {name: [_cells(each, result) for each in found] for name, found in chosen.items()}
+        results = {name: _detailed(_averages(cells, names), cells) for name, cells in by_column.items()}
         comparisons = holm(
             {
                 (name, label): comparison
-                for name, cells in results.items()
+                for name, cells in by_column.items()
                 for label, comparison in self._comparisons(cells).items()
             }
         )
@@ -156,18 +168,32 @@ class _Maker:
                 label: dataclasses.replace(cell, comparison=comparisons.get((rule.name, label)))
                 for label, cell in results[rule.name].items()
             }
-            table.append((Column(captions.title(rule), self.unit, rule.name), cells))
+            kind: Kind = "average" if len(columns) > 1 else "result"
+            table.append((Column(captions.title(rule), self.unit, rule.name, kind), cells))
         for name in self.extras:
             for rule in rules:
-                further = {label: metric(found, name) for label, found in chosen[rule.name].items()}
-                table.append((_extra(name, rule, f"{name}, {captions.title(rule)}"), further))
-        for oracle in rules if gaps else ():
+                further = [
+                    {label: metric(found, name) for label, found in each.items()}
+                    for each in chosen[rule.name]
+                ]
+                shown = f"{name}, {captions.title(rule)}"
+                table.append((_extra(name, rule, shown), _averages(further, names)))
+        for oracle in _first_oracle(rules if gaps else ()):
             for rule in rules:
-                if oracle.oracle and not rule.oracle:
+                if not rule.oracle:
                     gap = self._gaps(results[rule.name], results[oracle.name])
-                    table.append((Column(f"gap of {rule.name}", self.difference_unit, rule.name), gap))
-        title = f"{self.measure.name} on {'+'.join(column)}, by selection rule"
-        return self._table(title, rules, table, comparisons.values())
+                    column_of = Column(f"gap of {rule.name}", self.difference_unit, rule.name, "gap")
+                    table.append((column_of, gap))
+        averaged = f"average over {', '.join(names)}"
+        title = (
+            f"{self.measure.name} on {names[0]}" if len(names) == 1 else f"{self.measure.name}, {averaged}"
+        )
+        title += ", by selection rule"
+        named = {
+            f"{label} under {name}" if len(rules) > 1 else label: comparison
+            for (name, label), comparison in comparisons.items()
+        }
+        return self._table(title, rules, table, named)
 
     @property
     def _names(self) -> list[str]:
@@ -182,13 +208,11 @@ class _Maker:
             return {label: _minus(oracle[label], cell) for label, cell in cells.items()}
         return {label: _minus(cell, oracle[label]) for label, cell in cells.items()}
 
-    def _comparisons(self, cells: Cells) -> dict[str, Comparison]:
-        against = cells.get(self.versus, Cell())
-        found = {
-            label: compare(cell.trials, against.trials)
-            for label, cell in cells.items()
-            if label != self.versus
-        }
+    def _comparisons(self, columns: Sequence[Cells]) -> dict[str, Comparison]:
+        """Every row against the baseline's, over trials and columns; one with a problem has no trials."""
+        by_label = {label: [column[label].trials for column in columns] for label in columns[0]}
+        against = by_label.pop(self.versus, [{}])
+        found = {label: compare(row, against) for label, row in by_label.items()}
         return {label: comparison for label, comparison in found.items() if comparison is not None}
 
     def _differences(self, cells: Cells, comparisons: Mapping[str, Comparison]) -> dict[str, Cell]:
@@ -208,10 +232,13 @@ class _Maker:
         title: str,
         rules: Sequence[Rule],
         table: Sequence[tuple[Column, Cells]],
-        comparisons: Iterable[Comparison],
+        comparisons: Mapping[str, Comparison],
     ) -> Table:
         labels = self.labels
-        rows = tuple(Row(label, tuple(cells[label] for _, cells in table)) for label in labels)
+        rows = tuple(
+            Row(label, tuple(dataclasses.replace(cells[label], ddof=self.ddof) for _, cells in table))
+            for label in labels
+        )
         problems = [cell.detail for row in rows for cell in row.cells if cell.detail]
         problems += captions.unequal_trials(self.runs.shorter, self.runs.trials)
         problems += captions.never_apart(self.runs.alike(self.versus), self.versus)
@@ -230,9 +257,9 @@ class _Maker:
                 trials=self.runs.trials,
                 draws=self.runs.draws,
                 baseline=self.versus,
-                comparisons=list(comparisons),
-                averaged=any(column.name == "average" for column, _ in table),
-                gaps=any(column.name.startswith("gap ") for column, _ in table),
+                comparisons=comparisons,
+                kinds={column.kind for column, _ in table},
+                ddof=self.ddof,
                 measure=self.measure,
             ),
             notes=tuple(dict.fromkeys([*problems, *captions.warnings(self.records)])),
@@ -261,6 +288,23 @@ def _averages(columns: Sequence[Cells], names: Sequence[str]) -> dict[str, Cell]
     return found
 
 
+def _detailed(averages: Cells, columns: Sequence[Cells]) -> dict[str, Cell]:
+    """What blocks an average, in full, for a table that shows the average alone."""
+    if len(columns) == 1:
+        return dict(averages)
+    details = {
+        label: dict.fromkeys(c[label].detail for c in columns if c[label].detail) for label in averages
+    }
+    return {
+        label: dataclasses.replace(cell, detail="; ".join(details[label])) for label, cell in averages.items()
+    }
+
+
+def _first_oracle(rules: Sequence[Rule]) -> list[Rule]:
+    """The oracle that gaps are measured to."""
+    return [rule for rule in rules if rule.oracle][:1]
+
+
 def _minus(left: Cell, right: Cell) -> Cell:
     """The difference in every trial that both have."""
     for cell in (left, right):
@@ -270,5 +314,6 @@ def _minus(left: Cell, right: Cell) -> Cell:
 
 
 def _extra(name: str, rule: Rule, shown: str | None = None) -> Column:
-    is_accuracy = name.startswith("acc") or name in ("wga", "worst_class_acc")
-    return Column(shown or name, "percent" if is_accuracy else "number", rule.name)
+    words = name.partition("/")[0].split("_")
+    is_accuracy = name == "wga" or ("acc" in words and "count" not in words)
+    return Column(shown or name, "percent" if is_accuracy else "number", rule.name, "extra")

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dgharness.report.statistics import Comparison, mean_se
+from dgharness.report.paired import Comparison
+from dgharness.report.statistics import Ddof, mean_se
 from dgharness.selection.rule import RunRecord
 
 Unit = Literal["percent", "points", "number", "change"]
+Kind = Literal["result", "average", "difference", "extra", "gap"]
 OWN_SPLIT = ("official", "subpopulation")  # protocols whose targets are those of the dataset's own split
 
 
@@ -88,6 +90,7 @@ class Cell:
     problem: str = ""  # short, shown in place of the number
     detail: str = ""  # the problem in full
     comparison: Comparison | None = None  # to the baseline
+    ddof: Ddof = 1  # of the standard error
 
     @property
     def n(self) -> int:
@@ -99,13 +102,14 @@ class Cell:
 
     @property
     def se(self) -> float | None:
-        """Standard error over trials (ddof=1); None with fewer than two."""
-        return mean_se(list(self.trials.values()))[1] if self.trials else None
+        """Standard error over trials; None with fewer than two."""
+        return mean_se(list(self.trials.values()), self.ddof)[1] if self.trials else None
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over trials (ddof=1); None with fewer than two."""
-        return None if self.se is None else self.se * math.sqrt(self.n)
+        """Standard deviation over trials (ddof=1 always); None with fewer than two."""
+        se = mean_se(list(self.trials.values()))[1] if self.trials else None
+        return None if se is None else se * math.sqrt(self.n)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class Column:
     name: str
     unit: Unit = "percent"
     rule: str = ""
+    kind: Kind = "result"
 
     @property
     def is_difference(self) -> bool:
