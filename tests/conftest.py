@@ -11,8 +11,9 @@ collect_ignore_glob = ["**/conftest.py", "conftest.py"]  # as modules with docte
 
 
 @pytest.fixture(autouse=True)
-def _no_store_from_outside(monkeypatch):
+def _no_store_from_outside(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DGHARNESS_CACHE", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
 
 
 @pytest.fixture(scope="session")

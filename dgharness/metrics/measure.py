@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,10 @@ def measure_of(keys: Iterable[str]) -> Measure:
     >>> measure_of(["val/mse/E0", "val/count/E0"]).name, measure_of(["val/acc/mse"]).name
     ('mean squared error', 'accuracy')
     """
+    return _measure_of(tuple(keys))
+
+
+@lru_cache(1024)  # thousands of checkpoints have the same keys
+def _measure_of(keys: tuple[str, ...]) -> Measure:
     named = (key.partition("/")[2] for key in keys)
     return SQUARED_ERROR if any(name.startswith(SQUARED_ERROR.key) for name in named) else ACCURACY

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dgharness.tracking.records import TRAIN, local, search
+from dgharness.tracking.records import local
+from dgharness.tracking.rows import TRAIN, search
 from dgharness.tracking.store import Store, client, explained
 
 if TYPE_CHECKING:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,15 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from dgharness.rundir import read_evaluations
+from dgharness.tracking.cache import add_to_cache, cache_file, read_cache
+from dgharness.tracking.rows import TRAIN, RunRow, rows, search
 from dgharness.tracking.store import Store, client, explained
+from dgharness.tracking.tracker import to_stderr
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 EVALUATIONS = "evaluations.json"
-PAGE = 1000
-TRAIN = "tags.dg.kind = 'train'"
 
 
 def finished_hashes(store: Store) -> dict[str, str]:
@@ -28,45 +30,91 @@ def finished_hashes(store: Store) -> dict[str, str]:
     return {run.data.tags["dg.config_hash"]: run.info.run_id for run in found}
 
 
-def load_records(store: Store, filter: str | None = None) -> list[dict[str, Any]]:
+def load_records(
+    store: Store, filter: str | None = None, warn: Callable[[str], None] = to_stderr
+) -> list[dict[str, Any]]:
     """Every training run of the experiment, once per config: a finished one first, then the newest.
 
     Each is a dict of ``mlflow_run_id, run_id, config_hash, name, status, started, ended, tags, params,
-    metrics`` (their last values) and ``evaluations``, which is None for a run that has stored none.
-    ``filter`` is further MLflow search syntax, joined by *and*.
+    metrics`` (of the last two what reports read, metrics by their last values) and ``evaluations``, which is
+    None for a run that has stored none. ``filter`` is further MLflow search syntax, joined by *and*.
     """
     with explained(store.uri):
-        opened = client(store.uri)
-        found = search(opened, store, f"{TRAIN} and {filter}" if filter else TRAIN)
-        found.sort(key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
-        chosen = list({run.data.tags["dg.config_hash"]: run for run in found}.values())
-        with ThreadPoolExecutor(8) as pool:
-            evaluations = list(pool.map(lambda run: _evaluations(opened, run), chosen))
-    return [_record(run, content) for run, content in zip(chosen, evaluations, strict=True)]
+        found = rows(store, filter)
+        found.sort(key=lambda run: (run.status == "FINISHED", run.started))
+        chosen = list({run.tags["dg.config_hash"]: run for run in found}.values())
+        evaluations = _evaluations(store, chosen, warn)
+    return [_record(run, evaluations[run.mlflow_run_id]) for run in chosen]
 
 
-def search(opened: MlflowClient, store: Store, wanted: str) -> list[Run]:
-    """Every run of the experiment that MLflow's search syntax finds and that has a configuration."""
-    found: list[Run] = []
-    token = None
-    while True:
-        page = opened.search_runs([store.experiment_id], wanted, max_results=PAGE, page_token=token)
-        found += [run for run in page if "dg.config_hash" in run.data.tags]
-        token = page.token
-        if not token:
-            return found
+def _evaluations(
+    store: Store, runs: Sequence[RunRow], warn: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]] | None]:
+    """MLflow run id -> its evaluations: from the cache, or from its artifacts and then cached."""
+    file = cache_file(store)
+    try:
+        cached = read_cache(file)
+    except (OSError, sqlite3.Error) as error:
+        cached = {}
+        warn(_uncached(file, error))
+    stamps = {run.mlflow_run_id: _stamp(run) for run in runs}
+    kept = {
+        run_id: cached[run_id][1]
+        for run_id, stamp in stamps.items()
+        if stamp and run_id in cached and cached[run_id][0] == stamp
+    }
+    opened = client(store.uri)
+    others = [run for run in runs if run.mlflow_run_id not in kept]
+    with ThreadPoolExecutor(8) as pool:
+        read = dict(
+            zip(
+                [run.mlflow_run_id for run in others],
+                pool.map(lambda run: _of_artifact(opened, run), others),
+                strict=True,
+            )
+        )
+    fresh = [(key, stamps[key], found) for key, found in read.items() if stamps[key] and found is not None]
+    if fresh:
+        try:
+            add_to_cache(file, fresh)
+        except (OSError, sqlite3.Error) as error:
+            warn(_uncached(file, error))
+    return {**kept, **read}
 
 
-def _evaluations(opened: MlflowClient, run: Run) -> list[dict[str, Any]] | None:
-    folder = local(run.info.artifact_uri)
+def _stamp(run: RunRow) -> str:
+    """What changes whenever the evaluations of a run may have changed; empty where nothing tells.
+
+    The time and size of a file at hand; else the end of a finished run, which a resume moves. A run's files
+    are in the store before its status is.
+    """
+    folder = local(run.artifact_uri)
+    if folder is not None:
+        try:
+            found = (folder / EVALUATIONS).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        return f"file {found.st_mtime_ns} {found.st_size}"
+    return f"ended {run.ended}" if run.status == "FINISHED" else ""
+
+
+def _uncached(file: Path, error: Exception) -> str:
+    return (
+        f"{file} cannot be used ({error}), so that reports on many runs stay slow; mend its permissions, or "
+        "set DGHARNESS_CACHE to another folder"
+    )
+
+
+def _of_artifact(opened: MlflowClient, run: RunRow) -> list[dict[str, Any]] | None:
+    folder = local(run.artifact_uri)
     if folder is not None:
         path = folder / EVALUATIONS
         return read_evaluations(path.read_bytes()) if path.is_file() else None
-    if not any(file.path == EVALUATIONS for file in opened.list_artifacts(run.info.run_id)):
+    if not any(file.path == EVALUATIONS for file in opened.list_artifacts(run.mlflow_run_id)):
         return None
     with tempfile.TemporaryDirectory() as scratch:
         return read_evaluations(
-            Path(opened.download_artifacts(run.info.run_id, EVALUATIONS, scratch)).read_bytes()
+            Path(opened.download_artifacts(run.mlflow_run_id, EVALUATIONS, scratch)).read_bytes()
         )
 
 
@@ -78,17 +126,17 @@ def local(uri: str) -> Path | None:
     return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
-def _record(run: Run, evaluations: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _record(run: RunRow, evaluations: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {
-        "mlflow_run_id": run.info.run_id,
-        "run_id": run.data.tags.get("dg.run_id"),
-        "config_hash": run.data.tags["dg.config_hash"],
-        "name": run.info.run_name,
-        "status": run.info.status,
-        "started": run.info.start_time,
-        "ended": run.info.end_time,
-        "tags": dict(run.data.tags),
-        "params": dict(run.data.params),
-        "metrics": dict(run.data.metrics),
+        "mlflow_run_id": run.mlflow_run_id,
+        "run_id": run.tags.get("dg.run_id"),
+        "config_hash": run.tags["dg.config_hash"],
+        "name": run.name,
+        "status": run.status,
+        "started": run.started,
+        "ended": run.ended,
+        "tags": run.tags,
+        "params": run.params,
+        "metrics": run.metrics,
         "evaluations": evaluations,
     }
