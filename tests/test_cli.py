@@ -451,7 +451,7 @@ def test_a_sweep_with_failed_runs_exits_with_3(dgharness, store, monkeypatch):
     monkeypatch.setattr(sweeping, "run_jobs", run_jobs)
     said = dgharness("sweep", "-a", "erm", "--target=-90%", "--trials", "1", *FAST, "--json")
     assert said.code == 3
-    name = "erm/colored-digits/-90%/h0t0"
+    name = "erm/-90%/h0t0"
     assert json.loads(said.out)["failed"] == {name: "its process ended early: killed by signal 9"}
 
 

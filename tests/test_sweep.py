@@ -242,9 +242,9 @@ def plugin(tmp_path):
 def test_a_run_that_fails_is_named_and_stops_no_other(pool, plugin, capsys):
     outcome = sweeping.sweep(planned("breaks", "erm", plugins=[plugin]))
     assert outcome.finished == 1
-    assert outcome.failed == {"breaks/colored-digits/-90%/h0t0": "ValueError: out of ideas"}
+    assert outcome.failed == {"breaks/-90%/h0t0": "ValueError: out of ideas"}
     shown = capsys.readouterr().err
-    assert "FAILED    breaks/colored-digits/-90%/h0t0: ValueError: out of ideas" in shown
+    assert "FAILED    breaks/-90%/h0t0: ValueError: out of ideas" in shown
     assert "1 finished, 0 skipped, 1 failed" in shown
     states = {record["tags"]["dg.algorithm"]: record["status"] for record in in_the_store()}
     assert states == {"breaks": "FAILED", "erm": "FINISHED"}

@@ -54,10 +54,12 @@ class Prepared:
 
     @property
     def name(self) -> str:
-        """As it stands in MLflow: ``irmv1/PACS/sketch/h3t1``."""
+        """As it stands in MLflow: ``irmv1/sketch/h3t1``, and after the algorithm the dataset if the experiment
+        does not say it."""
         config = self.config
+        dataset = f"{self.dataset.name}/" if config.execution.experiment else ""
         targets = listed(self.splits.targets, "+")
-        return f"{config.algorithm}/{self.dataset.name}/{targets}/h{config.hparams_seed}t{config.trial_seed}"
+        return f"{config.algorithm}/{dataset}{targets}/h{config.hparams_seed}t{config.trial_seed}"
 
 
 def load_dataset(data: DataConfig, root: str, trial_seed: int) -> Dataset:
