@@ -2,8 +2,8 @@
 
 A file ``predictions-STEP.parquet`` has a row per example and the columns ``row`` (of the manifest),
 ``split``, ``domain``, ``y`` (or ``y_0``, ...), ``logit_0``, ... (``kept_0``, ... where a task keeps something
-in place of its outputs), ``group`` (or ``group_0``, ..., where groups overlap) and, where the task has a judge
-of its own, ``right`` and ``loss``. Its metadata, under ``dgharness``, hold what concerns all rows.
+in place of its outputs), ``group`` (or ``group_0``, ..., where groups overlap) and, where the task has a
+judge of its own, ``right`` and ``loss``. Its metadata, under ``dgharness``, hold what concerns all rows.
 
 Shapes: N examples, C outputs, L targets of one example, G groups.
 """
@@ -25,15 +25,15 @@ from dgharness.errors import UsageError
 from dgharness.rundir import write_atomic
 
 FACTS = b"dgharness"  # the key of the facts in the metadata of the file
-BUILT_IN = ("classification", "regression", "multilabel")  # tasks whose outputs are stored as they are
+RAW = ("classification", "regression", "multilabel")  # tasks whose outputs are stored as they are
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Outputs of one checkpoint on examples of any splits, with everything that metrics are made of.
 
-    ``right_N`` and ``loss_N`` are there where the task has neither classes nor numbers nor labels: how right
-    each example is (0 to 1) and what it costs, by the task's own judge.
+    ``right_N`` and ``loss_N`` are there where the task has a judge of its own, as it has for anything but
+    classes and numbers: how right each example is (0 to 1) and what it costs, NaN without a known target.
     """
 
     task: str  # Task.name
@@ -79,7 +79,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         "split": found.split_N.astype(object),
         "domain": np.array(found.domains, dtype=object)[found.domain_N.numpy()],
         **_columns("y", found.targets),
-        **_numbered("logit" if found.task in BUILT_IN else "kept", found.outputs_NC),
+        **_numbered("logit" if found.task in RAW else "kept", found.outputs_NC),
         **_columns("group", found.group),
     }
     if found.right_N is not None and found.loss_N is not None:
@@ -121,7 +121,7 @@ def read_predictions(path: Path) -> Predictions:
         task=facts["task"],
         row_N=_tensor(frame["row"]),
         split_N=frame["split"].to_numpy(dtype=str),
-        outputs_NC=_matrix(frame, "logit" if facts["task"] in BUILT_IN else "kept"),
+        outputs_NC=_matrix(frame, "logit" if facts["task"] in RAW else "kept"),
         targets=_tensor(frame["y"]) if "y" in frame else _matrix(frame, "y"),
         domain_N=torch.from_numpy(pd.Index(facts["domains"]).get_indexer(frame["domain"]).astype(np.int64)),
         domains=tuple(facts["domains"]),

@@ -12,7 +12,8 @@ from mlflow.entities import Metric
 from mlflow.utils.validation import _validate_metric
 from sklearn.metrics import accuracy_score, log_loss, recall_score
 
-from dgharness.metrics.scores import ece, score
+from dgharness.metrics.classification import ece
+from dgharness.metrics.scores import score
 from dgharness.names import find, slug, slugs
 
 N, C = 500, 4
@@ -134,7 +135,7 @@ def test_nan_logits_are_not_a_lucky_class_zero():
     data["targets_N"][:] = 0
     data["logits_NC"][data["domain_N"] == 1] = torch.nan
     scores = scored(data)
-    assert math.isnan(scores.acc_avg) and math.isnan(scores.nll) and math.isnan(scores.ece)
+    assert math.isnan(scores.acc_avg) and math.isnan(scores.nll) and math.isnan(scores.overall["ece"])
     assert scores.domains.acc_K.isnan().tolist() == [False, True, False]
 
 

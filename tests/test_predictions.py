@@ -108,3 +108,17 @@ def test_a_run_leaves_predictions_of_every_split_that_was_scored(mlflow_store, t
     assert right_N.double().mean().item() == pytest.approx(metrics["test/acc_avg"])
     assert found.train_count_G is not None and found.train_count_G.sum() > 0
     assert len(found.classes) == found.outputs_NC.shape[1] and len(found.groups) == len(found.train_count_G)
+
+
+@pytest.mark.parametrize("limit", [64, 0])
+def test_every_metric_of_a_kept_checkpoint_stands_beside_its_predictions(mlflow_store, tmp_path, limit):
+    result = run_small(mlflow_store, tmp_path, selection={"predictions_mb": limit, "rules": ["last"]})
+    step, metrics = result.chosen["last"].step, result.chosen["last"].metrics
+    assert (result.path / f"predictions-{step}.parquet").exists() == (limit > 0)
+    table = pd.read_csv(result.path / f"metrics-{step}.csv", keep_default_na=False, na_values=[""])
+    assert set(table["split"]) == ({"val", "test"} if limit else {"test"})
+    for split, metric, value, low, high in table.loc[
+        table["slice"] == "worst", ["split", "metric", "value", "low", "high"]
+    ].itertuples(index=False):
+        assert value == pytest.approx(metrics[f"{split}/{metric}"])
+        assert low <= value <= high or metric in ("worst_class_precision", "worst_class_f1")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import pearsonr
 from small_runs import QUIET, signal_after, stored
 
 from dgharness.config import DEFAULT_RULES, compose
@@ -85,10 +86,11 @@ def scores(**changes):
 
 
 def test_errors_are_averaged_per_domain_and_per_group_over_known_targets():
-    found = scores().flat("val")
+    found, known = scores().flat("val"), (OUTPUTS_NC.mean(1)[:4], TARGETS_N[:4])
     assert {key: value for key, value in found.items() if not math.isnan(value)} == {
         "val/mse_avg": 13 / 4,
         "val/mae_avg": 5 / 4,
+        "val/pearson": pytest.approx(pearsonr(*known)[0]), "val/spearman": pytest.approx(0.8),
         "val/count": 4,
         "val/mse/a": 2, "val/mae/a": 1, "val/count/a": 2,
         "val/mse/c": 4.5, "val/mae/c": 1.5, "val/count/c": 2,

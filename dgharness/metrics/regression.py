@@ -12,7 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dgharness.metrics.ranking import pearson, spearman
 from dgharness.metrics.scores import FEW, official_keys
+from dgharness.metrics.slicing import Slicing, everything
 from dgharness.names import slugs
 
 
@@ -66,6 +68,8 @@ class RegressionScores:
     groups: ErrorSlices
     mse_avg: float  # over examples
     mae_avg: float
+    pearson: float
+    spearman: float
     count: int
     min_group_size: int = 1
     official: Mapping[str, float] = field(default_factory=dict)  # by the dataset's own evaluation
@@ -86,6 +90,8 @@ class RegressionScores:
         found = {
             "mse_avg": self.mse_avg,
             "mae_avg": self.mae_avg,
+            "pearson": self.pearson,
+            "spearman": self.spearman,
             "count": float(self.count),
             "mse_domain_mean": self.domains.mean,
             "mse_worst_domain": worst_domain,
@@ -115,7 +121,10 @@ def score_regression(
     A NaN output makes every number that it enters NaN.
     """
     known_N = ~targets_N.isnan().cpu()
-    error_N = (outputs_NC.detach().double().mean(-1).cpu() - targets_N.double().cpu())[known_N]
+    predicted_N = outputs_NC.detach().double().mean(-1).cpu()[known_N]
+    targets_N = targets_N.double().cpu()[known_N]
+    error_N = predicted_N - targets_N
+    overall = errors_by_slice(predicted_N, targets_N, everything(len(targets_N)))
 
     def sliced(slice_N: Tensor, names: Sequence[str]) -> ErrorSlices:
         return _sliced(slice_N.cpu()[known_N], tuple(names), error_N)
@@ -123,11 +132,25 @@ def score_regression(
     return RegressionScores(
         domains=sliced(domain_N, domain_names),
         groups=sliced(group_N, group_names),
-        mse_avg=error_N.square().mean().item(),
-        mae_avg=error_N.abs().mean().item(),
+        mse_avg=overall["mse"].item(),
+        mae_avg=overall["mae"].item(),
+        pearson=overall["pearson"].item(),
+        spearman=overall["spearman"].item(),
         count=len(error_N),
         min_group_size=min_group_size,
     )
+
+
+def errors_by_slice(predicted_N: Tensor, targets_N: Tensor, slices: Slicing) -> dict[str, Tensor]:
+    """Every metric of predicted numbers in every slice, [K] each; NaN for an empty one."""
+    predicted_P, target_P = predicted_N[slices.example_P], targets_N[slices.example_P]
+    error_P = predicted_P - target_P
+    return {
+        "mse": slices.mean(error_P.square()),
+        "mae": slices.mean(error_P.abs()),
+        "pearson": pearson(predicted_P, target_P, slices),
+        "spearman": spearman(predicted_P, target_P, slices),
+    }
 
 
 def _sliced(slice_N: Tensor, names: tuple[str, ...], error_N: Tensor) -> ErrorSlices:

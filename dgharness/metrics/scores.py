@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dgharness.metrics.classification import Classified, by_slice
+from dgharness.metrics.slicing import everything
 from dgharness.names import slugs
 
 FEW = 50  # up to so many domains or groups are logged one by one
-ECE_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class Scores:
     classes: Slices
     acc_avg: float  # over examples
     nll: float  # mean cross-entropy
-    ece: float
     count: int
     min_group_size: int = 1
     train_count_G: Tensor | None = None
+    overall: Mapping[str, float] = field(default_factory=dict)  # what else is measured over all examples
     official: Mapping[str, float] = field(default_factory=dict)  # by the dataset's own evaluation
     official_score: float | None = None  # the one of them that counts, larger is better
     loss: ClassVar[str] = "nll"  # what the network minimises, by its key
@@ -120,8 +121,7 @@ class Scores:
         """
         if self.train_count_G is None:
             return None
-        weight_G = self.train_count_G.double() / self.train_count_G.sum()
-        return (weight_G * self.groups.acc_K)[weight_G > 0].sum().item()
+        return weighted_mean(self.groups.acc_K, self.train_count_G).item()
 
     def flat(self, split: str) -> dict[str, float]:
         """Metric keys ``split/metric/name`` and ``split/metric`` to numbers.
@@ -140,8 +140,8 @@ class Scores:
             "wga": self.wga.acc,
             "wga_count": float(self.wga.count),
         }
+        found |= self.overall
         if len(self.classes.names):
-            found["ece"] = self.ece
             found["worst_class_acc"] = self.worst_class_acc.acc
             found["worst_class_count"] = float(self.worst_class_acc.count)
         if self.acc_adjusted is not None:
@@ -170,27 +170,23 @@ def score(
 
     A row with a NaN logit is neither right nor wrong: it makes every number that it enters NaN.
     """
-    logits_NC = logits_NC.detach() if logits_NC.dtype == torch.float64 else logits_NC.detach().float()
-    targets_N = targets_N.to(logits_NC.device)
-    log_p_NC = logits_NC.log_softmax(-1)
-    loss_N = -log_p_NC.gather(-1, targets_N[:, None]).squeeze(-1).double().cpu()
-    confidence_N, predicted_N = log_p_NC.max(-1)
-    correct_N = (predicted_N == targets_N).double().where(~confidence_N.isnan(), torch.nan).cpu()
+    made = Classified(logits_NC, targets_N.to(logits_NC.device))
+    whole = {name: value.item() for name, value in by_slice(made, everything(len(targets_N))).items()}
     classes = class_names or [str(c) for c in range(logits_NC.shape[-1])]
 
     def sliced(slice_N: Tensor, names: Sequence[str]) -> Slices:
-        return _sliced(slice_N.cpu(), tuple(names), correct_N, loss_N)
+        return _sliced(slice_N.cpu(), tuple(names), made.correct_N, made.loss_N)
 
     return Scores(
         domains=sliced(domain_N, domain_names),
         groups=sliced(group_N, group_names),
         classes=sliced(targets_N, classes),
-        acc_avg=correct_N.mean().item(),
-        nll=loss_N.mean().item(),
-        ece=ece(confidence_N.double().exp().cpu(), correct_N),
+        acc_avg=whole.pop("acc"),
+        nll=whole.pop("loss"),
         count=len(targets_N),
         min_group_size=min_group_size,
         train_count_G=None if train_count_G is None else train_count_G.cpu(),
+        overall=whole,
     )
 
 
@@ -220,7 +216,6 @@ def score_examples(
         classes=Slices((), torch.empty(0), torch.empty(0), torch.empty(0)),
         acc_avg=right_N.mean().item(),
         nll=loss_N.mean().item(),
-        ece=float("nan"),
         count=len(right_N),
         min_group_size=min_group_size,
     )
@@ -236,17 +231,14 @@ def official_keys(official: Mapping[str, float], score: float | None = None) -> 
     return found if score is None else {**found, "official_score": score}
 
 
-def ece(confidence_N: Tensor, correct_N: Tensor, bins: int = ECE_BINS) -> float:
-    """Expected calibration error of the predicted class, over bins of equal width, closed on the right.
+def weighted_mean(acc_K: Tensor, train_count_K: Tensor) -> Tensor:
+    """Mean over slices [..., K] by their share of the training data; NaN where one of them was not measured.
 
-    The absolute gap between accuracy and mean confidence in each bin, weighted by the share of examples.
-
-    >>> ece(torch.tensor([0.8, 0.8]).double(), torch.tensor([1.0, 0.0]).double())
-    0.30000...
+    >>> weighted_mean(torch.tensor([0.5, 1.0, torch.nan]), torch.tensor([30, 10, 0]))
+    tensor(0.6250, dtype=torch.float64)
     """
-    bin_N = (confidence_N.nan_to_num(0.0) * bins).ceil().long().clamp(1, bins) - 1
-    gap_B = torch.bincount(bin_N, weights=correct_N - confidence_N, minlength=bins)
-    return gap_B.abs().sum().item() / len(bin_N) if len(bin_N) else float("nan")
+    weight_K = train_count_K.double() / train_count_K.sum()
+    return (weight_K * acc_K)[..., weight_K > 0].sum(-1)
 
 
 def _named(slices: Slices, prefix: str, p10: str) -> dict[str, float]:

@@ -20,11 +20,14 @@ from dgharness.data.dataset import Dataset, Reader
 from dgharness.data.groups import Grouping
 from dgharness.data.source import batches
 from dgharness.errors import UsageError
+from dgharness.metrics.classification import RANKED
 from dgharness.metrics.consistency import Kind, consistency
+from dgharness.metrics.ranking import label_ranks
 from dgharness.metrics.regression import RegressionScores, score_regression
 from dgharness.metrics.scores import Scores, score, score_examples
+from dgharness.metrics.slicing import everything
 from dgharness.plugin import Predictor, Source, TTASpec
-from dgharness.predictions import BUILT_IN, Predictions
+from dgharness.predictions import Predictions
 from dgharness.seeds import generator, seeded
 
 BATCH = {"small": 2048, "large": 128}
@@ -126,9 +129,21 @@ class Evaluator:
         if dataset.task.name == "regression":
             found = score_regression(logits_NC, targets, *slices, min_group_size=least)
         elif dataset.task.judge is None:
-            found = score(logits_NC, targets, *slices, min_group_size=least)
+            apart = self.grouping.group_M.dim() == 1  # of groups that overlap, no share is one of a whole
+            counts = self.train_count_G if apart else None
+            found = score(
+                logits_NC,
+                targets,
+                *slices,
+                class_names=dataset.classes,
+                min_group_size=least,
+                train_count_G=counts,
+            )
         else:
             found = score_examples(*dataset.task.judge(logits_NC, targets), *slices, min_group_size=least)
+            if dataset.task.name == "multilabel" and logits_NC.numel() <= RANKED:
+                _, ap_T1 = label_ranks(logits_NC, targets, everything(len(targets)))
+                found = dataclasses.replace(found, overall={"ap_macro": ap_T1.nanmean().item()})
         if dataset.official is None:
             return found
         official = dataset.official(logits_NC, rows)
@@ -146,8 +161,8 @@ class Evaluator:
         dataset, task = self.dataset, self.dataset.task
         rows = np.concatenate([rows_by_split[split] for split in outputs_by_split])
         index, outputs = torch.from_numpy(rows), torch.cat(list(outputs_by_split.values()))
-        targets, built_in = dataset.targets_M[index], task.name in BUILT_IN
-        right_N, loss_N = task.judge(outputs, targets) if task.judge and not built_in else (None, None)
+        targets = dataset.targets_M[index]
+        right_N, loss_N = task.judge(outputs, targets) if task.judge else (None, None)
         return Predictions(
             task=task.name,
             row_N=index,

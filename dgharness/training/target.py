@@ -10,12 +10,13 @@ import torch
 
 from dgharness import registry
 from dgharness.errors import Interrupted
+from dgharness.metrics.every import every_metric
 from dgharness.metrics.measure import measure_of
 from dgharness.metrics.scores import FEW
 from dgharness.names import slugs
 from dgharness.plugin import Predictor
-from dgharness.predictions import write_predictions
-from dgharness.rundir import write_json
+from dgharness.predictions import Predictions, write_predictions
+from dgharness.rundir import write_atomic, write_json
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
 from dgharness.training.adaptation import Adaptation, Draw, best
@@ -23,6 +24,8 @@ from dgharness.training.evaluation import all_rows
 
 if TYPE_CHECKING:
     from dgharness.training.loop import Run
+
+DRAWS = 1000  # of the bootstrap, for the intervals of a kept checkpoint
 
 
 class Scored(NamedTuple):
@@ -150,7 +153,8 @@ def score_kept(run: Run) -> dict[str, Evaluation]:
 
 
 def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, torch.Tensor]) -> None:
-    """Outputs of validation and target rows as ``predictions-STEP.parquet``, within the stated size.
+    """Outputs of validation and target rows as ``predictions-STEP.parquet``, within the stated size, and
+    every metric of them as ``metrics-STEP.csv``.
 
     Any metric can be computed again from them: logits, or what the task keeps in their place, in single
     precision; in half, examples would tie that a metric of ranks tells apart.
@@ -173,6 +177,22 @@ def store_outputs(run: Run, step: int, predictor: Predictor, test: Mapping[str, 
     if outputs:
         predictions = run.evaluator.predictions(rows, outputs)
         write_predictions(run.rundir.path / f"predictions-{step}.parquet", predictions)
+    known = {**outputs, **test}
+    measured = {split: known[split] for split in known if split != "test_holdout"}  # the oracle's alone
+    store_metrics(run, step, run.evaluator.predictions(rows, measured))
+
+
+def store_metrics(run: Run, step: int, predictions: Predictions) -> None:
+    """Every metric of every slice, the averages and the worst with intervals, as ``metrics-STEP.csv``."""
+    import pandas as pd
+
+    tables = []
+    for split in dict.fromkeys(predictions.split_N.tolist()):
+        table = every_metric(predictions.of(split), bootstrap=DRAWS, seed=run.config.trial_seed)
+        table.insert(0, "split", split)
+        tables.append(table)
+    content = pd.concat(tables).to_csv(index=False, lineterminator="\n").encode()
+    write_atomic(run.rundir.path / f"metrics-{step}.csv", content)
 
 
 def store_choice(run: Run, step: int, draws: Sequence[Draw]) -> None:
