@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from dgharness.errors import NotApplicable, UsageError
 from dgharness.selection.rule import Choice, Evaluation, Rule, RunRecord, choose
 
 if TYPE_CHECKING:
     from dgharness.predictions import Predictions
 
+IN_DISTRIBUTION = ("id_test", "id_val", "val")  # the first of these splits that there is
 SEALED = "It reads labels of the target: it describes finished runs, and nothing may be selected by it."
 
 
@@ -63,3 +65,20 @@ class TrackedRuns:
 def is_scored(evaluation: Evaluation) -> bool:
     """Whether the target was scored with this checkpoint."""
     return any(key.startswith("test/") for key in evaluation.metrics)
+
+
+def group_counts(tracked: TrackedRuns) -> dict[str, int]:
+    """Training examples of every group, of the first run that tells; NotApplicable where none does."""
+    for choice in tracked.chosen():
+        try:
+            found = tracked.predictions(choice.run, choice.evaluation.step)
+        except UsageError:
+            continue  # its outputs were too large to be stored, or stored by another version
+        if found.train_count_G is not None:
+            return dict(zip(found.groups, map(int, found.train_count_G.tolist()), strict=True))
+    raise NotApplicable("no run has stored how many training examples its groups have")
+
+
+def in_distribution(found: Predictions) -> Predictions:
+    """The examples of the training domains that were held back from training."""
+    return found.of(next(split for split in (*IN_DISTRIBUTION, "") if split in found.split_N or not split))
