@@ -19,6 +19,7 @@ from dgharness.figures import COLOURS, Figure, drawn
 from dgharness.names import slug
 
 FOLDS = 5
+CLEARLY = 2.8  # standard errors: 95 % of Student's t with as many degrees of freedom as folds less one
 MOST_VALUES = 20  # of an attribute; what has more is a name rather than a property
 
 CAPTION = (
@@ -69,7 +70,7 @@ def domain_predictability(trained: Trained) -> Diagnosis:
     }
     return Diagnosis(
         name="domain-predictability",
-        title="What can be read from the features",
+        title=f"What can be read from the features, checkpoint {trained.checkpoint}",
         caption=CAPTION,
         table=table,
         figure=partial(_figure, table),
@@ -162,7 +163,7 @@ def _findings(table: pd.DataFrame) -> Iterator[str]:
         if not row["examples"]:
             yield f"{row['read']} cannot be read: fewer than two values of it have {FOLDS} examples."
             continue
-        found = row["balanced_accuracy"] > row["chance"] + 2 * row["standard_error"]
+        found = row["balanced_accuracy"] > row["chance"] + CLEARLY * row["standard_error"]
         within = row["within_class"]
         yield (
             f"{row['read']} is {'' if found else 'not '}read from the "

@@ -36,7 +36,7 @@ CAPTION = (
     "C'|_F^2 / (4 D^2) of their covariances (Sun and Saenko 2016). sinkhorn: debiased entropic optimal "
     f"transport at cost |a - b|^2 / (2 D), eps {EPS}: two domains one standard deviation apart in every "
     "feature are 1/2 apart. Both are above 0 by chance, and the more so the fewer the examples. "
-    "a_distance: proxy A-distance 2 (1 - 2 err), err the balanced error on held-out examples (two folds) "
+    "a_distance: proxy A-distance 2 (1 - 2 err), err the balanced error on held-out examples (five folds) "
     "of a logistic regression that tells the two domains apart: about 0 where it guesses, 2 where it is "
     "never wrong."
 )
@@ -65,7 +65,7 @@ def domain_distances(trained: Trained) -> Diagnosis:
     matrices = {measure: _matrix(found, measure, len(kept)) for measure in MEASURES}
     return Diagnosis(
         name="domain-distances",
-        title="Distances between domains in feature space",
+        title=f"Distances between domains in feature space, checkpoint {trained.checkpoint}",
         caption=CAPTION,
         table=table,
         figure=partial(_figure, [str(name) for name in names[kept]], matrices),
@@ -130,7 +130,7 @@ def coral_distance(x_ND: Tensor, y_MD: Tensor) -> float:
 def proxy_a_distance(x_ND: np.ndarray, y_MD: np.ndarray, *, seed: int = 0) -> float:
     """2 (1 - 2 err) of a linear classifier on held-out examples; NaN where there are too few of them."""
     side = np.repeat([0, 1], [len(x_ND), len(y_MD)])
-    right = readability(np.concatenate([x_ND, y_MD]), side, folds=2, seed=seed).balanced_accuracy
+    right = readability(np.concatenate([x_ND, y_MD]), side, seed=seed).balanced_accuracy
     return 2 * (2 * right - 1)
 
 

@@ -77,7 +77,7 @@ def sharpness(
     table = pd.DataFrame(table_rows)
     return Diagnosis(
         name="sharpness",
-        title="Adaptive sharpness",
+        title=f"Adaptive sharpness, checkpoint {trained.checkpoint}",
         caption=_caption(len(rows), len(batches)),
         table=table,
         figure=partial(_figure, table),

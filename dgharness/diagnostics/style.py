@@ -69,7 +69,7 @@ def style(trained: Trained) -> Diagnosis:
         metrics["style/idd_js_mean"] = float(np.nanmean(apart_P))
     return Diagnosis(
         name="style",
-        title="Style within and between domains (icv_js, idd_js)",
+        title=f"Style within and between domains (icv_js, idd_js), checkpoint {trained.checkpoint}",
         caption=CAPTION,
         table=table,
         figure=partial(_figure, sample.domains, icv_K, idd_KK),

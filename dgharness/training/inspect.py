@@ -22,11 +22,14 @@ from dgharness.training.progress import Progress
 from dgharness.training.run import build, read_config
 
 
-def inspected(run_dir: str | Path, *, checkpoint_name: str = "last", device: str = "auto") -> Trained:
+def inspected(
+    run_dir: str | Path, *, checkpoint_name: str = "last", device: str = "auto", data_root: str = ""
+) -> Trained:
     """A run's kept checkpoint with its data, for the diagnoses of ``dgharness.diagnostics``.
 
-    ``checkpoint_name`` is ``last`` or a selection rule whose choice was kept. Data that have changed since,
-    a checkpoint that was not kept, or a run that is not finished is a UsageError.
+    ``checkpoint_name`` is ``last`` or a selection rule whose choice was kept; ``data_root`` is where the
+    data are now, unless they are where they were. Data that have changed since, a checkpoint that was not
+    kept, or a run that is not finished is a UsageError.
     """
     rundir = RunDir.open(Path(run_dir).parent, Path(run_dir).name)
     if rundir.state.status != "FINISHED":
@@ -34,7 +37,9 @@ def inspected(run_dir: str | Path, *, checkpoint_name: str = "last", device: str
             f"run {rundir.state.run_id} is {rundir.state.status}; dgharness train --resume "
             f"{rundir.state.run_id} ends it, and then it can be looked at"
         )
-    prepared, run = rebuilt(rundir, device)
+    then = read_config(rundir).execution.model_dump()
+    execution = ExecutionConfig(**{**then, "device": device, "data_root": data_root or then["data_root"]})
+    prepared, run = rebuilt(rundir, device, execution=execution)
     predictor = run.learner.predictor(run.source, kept_weights(run, checkpoint_name))
     dataset, where = prepared.dataset, run.evaluator.device
     size = dataset.eval_batch or BATCH[dataset.profile]
