@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dgharness.cli_results import diagnose, evaluate
 from dgharness.flags import (
     Algorithm,
     Algorithms,
@@ -168,7 +169,7 @@ def report(
             extras=commas(extra),
             gaps=gaps,
             cost=cost,
-            ddof=ddof,
+            ddof=0 if ddof == 0 else 1,
             against=against,
             imported=imported,
             plugins=plugin,
@@ -176,6 +177,10 @@ def report(
             to=to,
         )
     )
+
+
+app.command()(evaluate)
+app.command()(diagnose)
 
 
 @algorithms_app.callback(invoke_without_command=True)

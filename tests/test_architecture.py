@@ -105,7 +105,11 @@ def _at_import(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("mlflow", {"tracking"}), ("typer", {"cli.py", "flags.py"}), ("matplotlib", {"figures.py"})],
+    [
+        ("mlflow", {"tracking"}),
+        ("typer", {"cli.py", "cli_results.py", "flags.py"}),
+        ("matplotlib", {"figures.py"}),
+    ],
 )
 def test_a_library_that_has_a_room_is_imported_there_alone(library, home):
     users = {file.split("/")[0] for file, path in FILES.items() if _uses(path, library)}

@@ -45,9 +45,9 @@ def test_a_table_that_was_edited_is_read_again(mlflow_store, tmp_path):
 
 
 def test_a_test_set_that_was_edited_is_read_again(mlflow_store, tmp_path):
-    file = tmp_path / "t.csv"
-    write(file, 0)
-    run = run_small(mlflow_store, tmp_path / "runs", data={"name": f"csv:{file}", "split": ""})
+    own, file = tmp_path / "own.csv", tmp_path / "t.csv"
+    write(own, 0)
+    run = run_small(mlflow_store, tmp_path / "runs", data={"name": f"csv:{own}", "split": ""})
     scores = []
     for seed in (0, 1):
         write(file, seed)

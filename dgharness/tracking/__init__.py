@@ -5,6 +5,7 @@ Nothing else imports MLflow, and here it is imported inside functions, because t
 
 from dgharness.rundir import DatasetInput
 from dgharness.tracking.artifacts import Artifacts
+from dgharness.tracking.fetch import fetch_run
 from dgharness.tracking.groups import finish_group, group_texts, start_group
 from dgharness.tracking.records import finished_hashes, load_records
 from dgharness.tracking.register import register_model
@@ -19,6 +20,7 @@ __all__ = [
     "Synced",
     "Tracker",
     "deliver_into",
+    "fetch_run",
     "finish_group",
     "finished_hashes",
     "group_texts",

@@ -1,4 +1,4 @@
-"""The MLflow runs of a sweep, a report and a diagnosis, which have no training of their own."""
+"""The MLflow runs of sweeps, reports, diagnoses and evaluations, which have no training of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dgharness.tracking.tracker import cut, log_pairs, provenance, to_stderr
 
 def start_group(
     store: Store,
-    kind: Literal["sweep", "report", "diagnosis"],
+    kind: Literal["sweep", "report", "diagnosis", "evaluation"],
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
@@ -23,10 +23,10 @@ def start_group(
     files: Mapping[str, bytes] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> str:
-    """Start the MLflow run of a sweep, a report or a diagnosis and give its id.
+    """Start the MLflow run of a sweep, a report, a diagnosis or an evaluation and give its id.
 
     ``texts`` and ``files`` are artifacts, name to content. The run whose tag ``dg.sweep`` (``dg.report``,
-    ``dg.diagnosis``) is the same goes on, and has its params and ``metrics`` already.
+    and so on) is the same goes on, and has its params and ``metrics`` already.
     """
     with explained(store.uri):
         opened = client(store.uri)

@@ -1,31 +1,55 @@
-"""Scoring a trained run on data that it was not trained for: corruptions, new test sets, other pictures."""
+"""A trained run predicts once more: on data that it was not trained for, or with another test-time method.
+
+Nothing is trained and nothing of the run is written.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dgharness.config import DataConfig, ExecutionConfig
 from dgharness.data.dataset import Dataset
 from dgharness.data.groups import metric_groups
 from dgharness.data.protocols import OFFICIAL
 from dgharness.data.suites.corrupted import CorruptedOptions, with_corrupted_tests
-from dgharness.errors import UsageError
+from dgharness.errors import UsageError, did_you_mean
 from dgharness.hparams import checked
 from dgharness.metrics.scores import Scores
 from dgharness.names import slugs
+from dgharness.plugin import Predictor
+from dgharness.predictions import Predictions
 from dgharness.rundir import RunDir
-from dgharness.training import checkpoint
+from dgharness.training.adaptation import best
 from dgharness.training.evaluation import Evaluator, all_rows
+from dgharness.training.inspect import kept_weights, rebuilt
 from dgharness.training.loop import Run
-from dgharness.training.prepare import Prepared, forget_own_files, load_dataset, prepare
-from dgharness.training.progress import Progress
-from dgharness.training.run import build, pick_device, read_config
+from dgharness.training.prepare import load_dataset
+from dgharness.training.run import read_config
+from dgharness.training.target import adaptation_of, target_splits
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a run can be scored on: rows by split and domain, and what scores them."""
+
+    evaluator: Evaluator
+    rows: Mapping[str, Mapping[str, np.ndarray]]  # split -> domain -> rows of the manifest
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a checkpoint makes of some rows, and what the dataset's own evaluation says of that."""
+
+    predictions: Predictions
+    official: Mapping[str, float]
 
 
 def score_on(
@@ -47,34 +71,11 @@ def score_on(
     ``corrupted:`` before the name of the run's own dataset corrupts the run's own targets, under whatever
     protocol it was trained. Nothing is written, and a dataset of other inputs or classes is a UsageError.
     """
-    rundir = RunDir.open(Path(run_dir).parent, Path(run_dir).name)
-    config = read_config(rundir)
-    place = str(root) or config.execution.data_root
-    execution = ExecutionConfig(**{**config.execution.model_dump(), "device": device})
-    for name in (config.data.name, dataset):
-        forget_own_files(DataConfig(name=name))
-    prepared = prepare(config.model_copy(update={"execution": execution}))
-    if dataset == f"corrupted:{config.data.name}":
-        chosen = checked(CorruptedOptions, options or {}, "data")
-        suite = with_corrupted_tests(_split_as_trained(prepared), chosen)
-    else:
-        suite = load_dataset(DataConfig(name=dataset, **(options or {})), place, config.trial_seed)
-    _refuse_another_task(prepared.dataset, suite)
-    suite = dataclasses.replace(suite, prepare=prepared.dataset.prepare)
-    rows = _test_rows(suite)
-    run = build(prepared, Progress(say=lambda text: None))
-    run.rundir = rundir
-    predictor = run.learner.predictor(run.source, _kept_weights(run, checkpoint_name))
-    where = pick_device(device)
-    evaluator = Evaluator(
-        suite,
-        suite.reader.to(where),
-        metric_groups(suite.manifest, suite.groups),
-        where,
-        config.selection.min_group_size,
-        config.train.precision,
-    )
-    scores = evaluator.scores(evaluator.outputs(predictor, rows), rows)
+    _, run = rebuilt(RunDir.open(Path(run_dir).parent, Path(run_dir).name), device, dataset)
+    examples = other_examples(run, DataConfig(name=dataset, **(options or {})), root)
+    rows = all_rows(rows_of(examples, "test"))
+    predictor = run.learner.predictor(run.source, kept_weights(run, checkpoint_name))
+    scores = examples.evaluator.scores(examples.evaluator.outputs(predictor, rows), rows)
     found = scores.flat("test")
     if isinstance(scores, Scores):
         slug_of = slugs(scores.domains.names)
@@ -84,35 +85,121 @@ def score_on(
     return found
 
 
-def _split_as_trained(prepared: Prepared) -> Dataset:
-    """The run's dataset, of which only the targets have a split: whatever it was trained on is left out."""
-    split_M = np.full(len(prepared.dataset.manifest), None, dtype=object)
-    split_M[all_rows(prepared.splits.rows["test"])] = "test"
-    manifest = prepared.dataset.manifest.assign(split=pd.Categorical(split_M, OFFICIAL))
-    return dataclasses.replace(prepared.dataset, manifest=manifest)
+def reopened(
+    rundir: RunDir, step: int, weights: str, *also_reads: str, execution: Mapping[str, Any], **changes: Any
+) -> tuple[Run, Predictor]:
+    """A finished run with what its kept weights of a step predict; ``execution`` may be in other settings.
 
-
-def _test_rows(dataset: Dataset) -> np.ndarray:
-    if "split" not in dataset.manifest:
+    Weights that are not there are a UsageError, and so are data that have changed since.
+    """
+    run_id = rundir.state.run_id
+    if not weights:
         raise UsageError(
-            f"{dataset.name} has no test rows of its own (a manifest column named split); take a dataset "
+            f"the weights of checkpoint {step} of run {run_id} are gone, and what it predicts cannot be "
+            "computed; choose another with --checkpoint"
+        )
+    own = {**read_config(rundir).execution.model_dump(), "device": "auto", **execution}
+    changes["execution"] = checked(ExecutionConfig, own, "execution")
+    _, run = rebuilt(rundir, own["device"], *also_reads, **changes)
+    return run, run.learner.predictor(run.source, kept_weights(run, weights))
+
+
+def own_examples(run: Run) -> Examples:
+    """The run's own rows of every split that has labels."""
+    return Examples(
+        run.evaluator, {split: rows for split, rows in run.splits.rows.items() if split != "unlabeled"}
+    )
+
+
+def other_examples(run: Run, data: DataConfig, root: str | Path = "") -> Examples:
+    """The rows of another dataset, by the split that its manifest has; prepared as the run's own were."""
+    own, config = run.evaluator.dataset, run.config
+    if data.name == f"corrupted:{config.data.name}":
+        suite = with_corrupted_tests(_split_as_trained(run), checked(CorruptedOptions, data.options, "data"))
+    else:
+        suite = load_dataset(data, str(root) or config.execution.data_root, config.trial_seed)
+    _refuse_another_task(own, suite)
+    if "split" not in suite.manifest:
+        raise UsageError(
+            f"{suite.name} has no test rows of its own (a manifest column named split); take a dataset "
             "that has, or have this one corrupted"
         )
-    rows = np.flatnonzero(dataset.manifest["split"] == "test")
-    if not len(rows):
-        raise UsageError(
-            f"the column split of {dataset.name} has no row of test, and there is nothing to score"
-        )
-    return rows
+    suite = dataclasses.replace(suite, prepare=own.prepare)
+    where = run.evaluator.device
+    evaluator = Evaluator(
+        suite,
+        suite.reader.to(where),
+        metric_groups(suite.manifest, data.groups or suite.groups),
+        where,
+        config.selection.min_group_size,
+        config.train.precision,
+    )
+    split_M, domain_M = suite.manifest["split"].astype(object), suite.domain_M.numpy()
+    rows = {}
+    for split in split_M.dropna().unique():
+        of_split = np.flatnonzero(split_M == split)
+        numbers = np.unique(domain_M[of_split])
+        rows[split] = {suite.domains[n]: of_split[domain_M[of_split] == n] for n in numbers}
+    return Examples(evaluator, rows)
 
 
-def _kept_weights(run: Run, name: str) -> Mapping[str, Any]:
-    kept = sorted(path.stem.removeprefix("weights-") for path in run.rundir.path.glob("weights-*.pt"))
-    if name not in kept:
+def rows_of(examples: Examples, split: str) -> Mapping[str, np.ndarray]:
+    """Rows of a split by domain; a split that there is not is a UsageError."""
+    if split not in examples.rows:
+        name = examples.evaluator.dataset.name
         raise UsageError(
-            f"run {run.rundir.state.run_id} keeps no checkpoint {name!r}; it has {', '.join(kept) or 'none'}"
+            f"{name} has no rows of the split {split!r} to score; {did_you_mean(split, examples.rows)}"
         )
-    return checkpoint.load_weights(run, name)
+    return examples.rows[split]
+
+
+def unadapted(examples: Examples, split: str, predictor: Predictor) -> Predicted:
+    """What a predictor makes of each example of a split by itself."""
+    rows = all_rows(rows_of(examples, split))
+    return _predicted(examples, split, rows, examples.evaluator.outputs(predictor, rows))
+
+
+def adapted(run: Run, examples: Examples, split: str, predictor: Predictor) -> tuple[Predicted, Predicted]:
+    """What the run's test-time method makes of a split: of all its examples, and of the query examples.
+
+    The latter are those that the method did not adapt on before it predicted any. Each domain is a stream of
+    its own. Where hyperparameters are to be chosen, the run's own validation rows choose them.
+    """
+    adaptation = adaptation_of(run)
+    assert adaptation is not None
+    draws = adaptation.tried(predictor, run.splits.rows["val"])
+    hp = (best(draws) if draws else adaptation.draw()).hp
+    by_domain = rows_of(examples, split)
+    found = dataclasses.replace(adaptation, evaluator=examples.evaluator).outputs(predictor, by_domain, hp)
+    rows, query_N = all_rows(by_domain), found.query_N
+    return (
+        _predicted(examples, split, rows, found.outputs_NC),
+        _predicted(examples, split, rows[query_N.numpy()], found.outputs_NC[query_N]),
+    )
+
+
+def as_in_training(run: Run, split: str, predictor: Predictor) -> Predictions:
+    """What the run stored of a split, or would have stored if there had been room."""
+    examples = own_examples(run)
+    adapts = run.adapts_by_nature or split in target_splits(run)
+    if adapts and adaptation_of(run) is not None:
+        return adapted(run, examples, split, predictor)[0].predictions
+    return unadapted(examples, split, predictor).predictions
+
+
+def _predicted(examples: Examples, split: str, rows: np.ndarray, outputs: torch.Tensor) -> Predicted:
+    evaluator = examples.evaluator
+    official = evaluator.dataset.official(outputs, rows) if evaluator.dataset.official else {}
+    return Predicted(evaluator.predictions({split: rows}, {split: outputs}), official)
+
+
+def _split_as_trained(run: Run) -> Dataset:
+    """The run's dataset, of which only the targets have a split: whatever it was trained on is left out."""
+    dataset = run.evaluator.dataset
+    split_M = np.full(len(dataset.manifest), None, dtype=object)
+    split_M[all_rows(run.splits.rows["test"])] = "test"
+    manifest = dataset.manifest.assign(split=pd.Categorical(split_M, OFFICIAL))
+    return dataclasses.replace(dataset, manifest=manifest)
 
 
 def _refuse_another_task(trained: Dataset, suite: Dataset) -> None:

@@ -1,0 +1,97 @@
+"""Commands that look at finished runs, for the command line; every heavy import is inside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgharness.flags import AsJson, DataRoot, DatasetName, Output, Plugins, commas
+
+
+def evaluate(
+    run_id: Annotated[str, typer.Argument(help="A finished run, as it printed its id.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="The rule that chose it, last, or a step. (default: the rule that it shows)")
+    ] = "",
+    split: Annotated[list[str], typer.Option("--split", help="test, val, test_holdout, ...")] = ["test"],  # noqa: B006
+    metric: Annotated[list[str], typer.Option("--metric", help="These alone: acc, ece, auroc, ...")] = [],  # noqa: B006
+    by: Annotated[list[str], typer.Option("--by", help="all, domain, group or class.")] = [],  # noqa: B006
+    bootstrap: Annotated[int, typer.Option(help="Resamplings for intervals of 95 %.", min=0)] = 0,
+    min_group_size: Annotated[
+        int | None, typer.Option(help="Smaller groups are no worst group. (default: as in the run)", min=1)
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also after one temperature, fitted to source validation.")
+    ] = False,
+    dataset: DatasetName = "",
+    data_root: DataRoot = "",
+    tta: Annotated[str, typer.Option("--tta", help="Also with this test-time method.")] = "",
+    set_: Annotated[
+        list[str], typer.Option("--set", help="data.KEY=VALUE of --dataset, tta.KEY=VALUE of --tta.")
+    ] = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+    output: Output = "",
+    format_: Annotated[str, typer.Option("--format", help="text, csv or json.")] = "text",
+    as_json: AsJson = False,
+    track: Annotated[bool, typer.Option("--track/--no-track", help="Keep the result in MLflow.")] = True,
+) -> None:
+    """Measure a finished run anew: other metrics, other data or another test-time method; nothing trains."""
+    from dgharness.evaluating import Asked, run_evaluate
+
+    run_evaluate(
+        Asked(
+            run_id=run_id,
+            output=output or "runs",
+            checkpoint=checkpoint,
+            splits=commas(split),
+            metrics=commas(metric),
+            by=commas(by),
+            bootstrap=bootstrap,
+            min_group_size=min_group_size,
+            calibrate=calibrate,
+            dataset=dataset,
+            data_root=data_root,
+            tta=tta,
+            sets=set_,
+            plugins=plugin,
+            format_="json" if as_json else format_,
+            track=track,
+        )
+    )
+
+
+def diagnose(
+    what: Annotated[str, typer.Argument(help="An MLflow experiment, or the id of a finished run.")],
+    only: Annotated[list[str], typer.Option("--only", help="These diagnoses (default: all).")] = [],  # noqa: B006
+    rule: Annotated[str, typer.Option("--rule", help="Selection rule that chooses the checkpoints.")] = "",
+    baseline: Annotated[str, typer.Option(help="Effective robustness is beyond its line.")] = "erm",
+    x: Annotated[str, typer.Option("--x", help="Metric in distribution, as val/acc_domain_mean.")] = "",
+    y: Annotated[str, typer.Option("--y", help="Metric out of distribution, as test/wga.")] = "",
+    chosen: Annotated[bool, typer.Option("--chosen", help="Of each run the one by the rule.")] = False,
+    output: Output = "",
+    data_root: DataRoot = "",
+    to: Annotated[Path | None, typer.Option("--to", help="Write tables and figures to this folder.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """What lies behind the numbers: shift, spurious features, calibration, agreement; printed and tracked."""
+    from dgharness.diagnosing import Asked, run_diagnose
+
+    run_diagnose(
+        Asked(
+            what=what,
+            only=commas(only),
+            rule=rule,
+            baseline=baseline,
+            x=x,
+            y=y,
+            checkpoints="chosen" if chosen else "scored",
+            output=output or "runs",
+            data_root=data_root,
+            plugins=plugin,
+            to=to,
+            as_json=as_json,
+        )
+    )
