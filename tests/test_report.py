@@ -313,28 +313,110 @@ def test_no_runs_give_no_table():
 # --- honesty ---------------------------------------------------------------------------------------
 
 
-TABLES = 300
-ALLOWED = int(stats.binom.ppf(0.999, TABLES, 0.05))  # 5 % of 300, and the slack of a binomial at 99.9 %
+TABLES = 100
+ALLOWED = int(stats.binom.ppf(0.999, TABLES, 0.05))  # 5 % of them, and the slack of a binomial at 99.9 %
+ALGORITHMS = [f"a{number}" for number in range(10)]
+FOUR = ("art", "cartoon", "photo", "sketch")
+NOISES = ["normal noise", "accuracies on 400 examples"]
 
 
-@pytest.mark.parametrize("examples", [None, 400], ids=["normal noise", "accuracies on 400 examples"])
-@pytest.mark.parametrize(
-    "rules", [[training_domain_validation], [last, worst_group]], ids=["one rule", "two rules"]
-)
-def test_ten_identical_algorithms_are_called_different_in_at_most_five_percent_of_tables(examples, rules):
+def identical_algorithms(draw: np.random.RandomState, trials: int, targets: int, noise: str) -> np.ndarray:
+    """Accuracies ``[algorithm, trial, target]`` that differ by luck alone.
+
+    Trials and targets are easy or hard for all algorithms, and half the variance of an algorithm's own luck
+    is shared by the targets of a trial, as the luck of its draw of hyperparameters is.
+    """
+    level = 0.6 + draw.normal(0, 0.02, (1, trials, 1)) + draw.normal(0, 0.05, (1, 1, targets))
+    luck = draw.normal(0, 0.014, (10, trials, 1)) + draw.normal(0, 0.014, (10, trials, targets))
+    if noise == "normal noise":
+        return level + luck
+    return draw.binomial(400, level + luck) / 400
+
+
+def tabled(accuracy: np.ndarray) -> list[RunRecord]:
+    """A finished run for every ``[algorithm, trial, target]``."""
+    return [
+        record(ALGORITHMS[a], (FOUR[m],), t, float(value)) for (a, t, m), value in np.ndenumerate(accuracy)
+    ]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize(("trials", "targets"), [(3, 1), (3, 4), (5, 4)])
+def test_ten_identical_algorithms_are_called_different_in_at_most_five_percent_of_tables(
+    trials, targets, noise
+):
     draw = np.random.RandomState(0)
     flagged = 0
     for _ in range(TABLES):
-        noise = (
-            draw.normal(0.6, 0.02, (10, 3))
-            if examples is None
-            else draw.binomial(examples, 0.6, (10, 3)) / examples
-        )
-        table = build_tables(
-            sweep({f"a{i}": list(row) for i, row in enumerate(noise)}), rules, baseline="a0"
-        )[0]
+        accuracy = identical_algorithms(draw, trials, targets, noise)
+        table = one(tabled(accuracy), baseline="a0")
+        found = [cell(table, name, "difference to a0").comparison for name in ALGORITHMS[1:]]
+        assert all(comparison is not None for comparison in found)
+        flagged += any(comparison.significant for comparison in found if comparison)
+    assert flagged <= ALLOWED
+
+
+def test_two_rules_side_by_side_are_one_family():
+    draw = np.random.RandomState(0)
+    flagged = 0
+    for _ in range(TABLES):
+        runs = tabled(identical_algorithms(draw, 3, 1, "normal noise"))
+        (table,) = build_tables(runs, [last, worst_group], baseline="a0")
         flagged += any(c.comparison.significant for row in table.rows for c in row.cells if c.comparison)
     assert flagged <= ALLOWED
+
+
+def test_means_whose_standard_errors_do_not_overlap_would_separate_one_of_ten_in_most_tables():
+    # The reading that no table invites: three trials, the rivals against the baseline.
+    accuracy = np.random.RandomState(0).normal(0.6, 0.02, (4000, 10, 3))
+    mean, se = accuracy.mean(2), stats.sem(accuracy, axis=2)
+    apart = np.abs(mean[:, 1:] - mean[:, :1]) > se[:, 1:] + se[:, :1]
+    assert apart.any(1).mean() == pytest.approx(0.78, abs=0.02)
+    caption = " ".join(one(tabled(accuracy[0][..., None]), baseline="a0").caption)
+    assert "whether two rows' means ± standard error overlap is no test" in caption
+
+
+def test_a_clear_difference_over_four_domains_is_found_at_three_trials_among_nine_rivals():
+    accuracy = np.random.RandomState(0).normal(0.6, 0.01, (10, 3, 4))
+    accuracy[3] += 0.2
+    table = one(tabled(accuracy), baseline="a0")
+    called = {row.label for row in table.rows for c in row.cells if c.comparison and c.comparison.significant}
+    assert called == {"a3"}
+    assert "over the 9 comparisons of this table; * marks p ≤ 0.05 (1 marked)" in " ".join(table.caption)
+
+
+def test_the_caption_says_how_many_trials_the_other_differences_would_need():
+    accuracy = {"erm": [0.50, 0.51, 0.49], "vrex": [0.52, 0.54, 0.51], "irmv1": [0.4999, 0.53, 0.47]}
+    table = one(sweep({**accuracy, "mmd": accuracy["erm"]}))
+    (said,) = [paragraph for paragraph in table.caption if paragraph.startswith("Trials needed")]
+    needed = {row.label: row.cells[1].comparison for row in table.rows}
+    assert needed["irmv1"].trials_needed is None and "irmv1 more than 1000" in said
+    assert needed["vrex"].trials_needed and f"vrex {needed['vrex'].trials_needed}" in said
+    assert "mmd" not in said and "p ≤ 0.05/3" in said  # identical runs stay so
+    facts = json.loads(render(table, "json"))["rows"][-1]["cells"][1]
+    assert facts["trials_needed"] == needed["vrex"].trials_needed
+
+
+def test_over_several_domains_the_interval_says_that_it_also_carries_their_differences():
+    table = one(sweep({"erm": [0.5, 0.51, 0.49], "vrex": [0.52, 0.54, 0.51]}, DOMAINS))
+    caption = " ".join(table.caption)
+    assert "paired by trial and held-out domain" in caption and "hierarchical bootstrap" in caption
+    single = " ".join(one(sweep({"erm": [0.5, 0.51], "vrex": [0.52, 0.54]})).caption)
+    assert "95 % t-intervals" in single and "hierarchical" not in single
+
+
+def test_standard_errors_can_be_those_of_domainbed_and_nothing_else_changes():
+    runs = sweep({"erm": [0.50, 0.52, 0.49], "vrex": [0.52, 0.55, 0.51]}, DOMAINS)
+    usual, old = one(runs), one(runs, ddof=0)
+    values = [0.50, 0.52, 0.49]
+    for column in ("-90%", "average"):
+        assert cell(old, "erm", column).se == pytest.approx(np.std(np.array(values) / np.sqrt(3)))
+        assert cell(usual, "erm", column).se == pytest.approx(stats.sem(values))
+        assert cell(old, "erm", column).sd == pytest.approx(np.std(values, ddof=1))
+    name = "difference to erm"
+    assert cell(old, "vrex", name).comparison == cell(usual, "vrex", name).comparison
+    assert "(ddof = 0, as DomainBed has it: 0.82 times that of ddof = 1)" in " ".join(old.caption)
+    assert "ddof = 0" not in " ".join(usual.caption)
 
 
 def test_a_large_and_steady_difference_is_called_significant_in_every_format():
