@@ -14,7 +14,7 @@ import pandas as pd
 
 from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.tracked import SEALED
-from dgharness.diagnostics.trained import EXAMPLES, Trained, attributes, need_domains
+from dgharness.diagnostics.trained import SAMPLED, Trained, attributes, need_domains
 from dgharness.figures import COLOURS, Figure, drawn
 from dgharness.names import slug
 
@@ -28,10 +28,10 @@ CAPTION = (
     f"over {FOLDS} stratified folds, with the standard error over the folds, which does not count that they "
     "share examples. Chance is 1/K for K values, however unequal their sizes. within_class: the same among "
     "the examples of one class, averaged over the classes by their examples; it leaves out what the label "
-    "alone tells of the domain, and sees what differs between domains within a class. label: how well the "
-    f"class can be read, which should remain when the domain is gone. At most {EXAMPLES} examples that were "
-    f"not trained on, every domain with an equal share of them at most; values with fewer than {FOLDS} "
-    f"examples and attributes of more than {MOST_VALUES} values are left out. " + SEALED
+    "alone tells of the domain, sees what differs between domains within a class, and has fewer examples "
+    "to learn from. label: how well the class can be read, which should remain when the domain is gone. "
+    f"{SAMPLED} Values with fewer than {FOLDS} examples and attributes of more than {MOST_VALUES} values "
+    f"are left out. {SEALED}"
 )
 
 

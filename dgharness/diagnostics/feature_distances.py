@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.domain_predictability import readability
-from dgharness.diagnostics.trained import Sample, Trained, need_domains
+from dgharness.diagnostics.trained import Sample, Trained, need_domains, shown
 from dgharness.distances import adaptive_kernel, moments, sinkhorn_divergence
 from dgharness.figures import Figure, drawn, heat_map
 
@@ -144,10 +144,10 @@ def standardised(sample: Sample) -> np.ndarray:
 
 
 def _kept_domains(sample: Sample) -> list[int]:
-    """The targets first, then the training domains, as many as are shown, in their own order."""
-    count_K = np.bincount(sample.domain_N, minlength=len(sample.domains))
-    order = sorted(range(len(count_K)), key=lambda number: (sample.trained_on[number], -count_K[number]))
-    return sorted(number for number in order[:MOST_DOMAINS] if count_K[number] > 1)
+    count_K = np.bincount(sample.domain_N, minlength=len(sample.domains)).tolist()
+    counts = {name: count for name, count in zip(sample.domains, count_K, strict=True) if count > 1}
+    trained_on = [name for name, seen in zip(sample.domains, sample.trained_on, strict=True) if seen]
+    return [sample.domains.index(name) for name in shown(counts, trained_on, MOST_DOMAINS)]
 
 
 def _matrix(table: pd.DataFrame, measure: str, domains: int) -> np.ndarray:
@@ -158,7 +158,7 @@ def _matrix(table: pd.DataFrame, measure: str, domains: int) -> np.ndarray:
 
 def _findings(table: pd.DataFrame, means: dict[Any, dict[Any, float]], domains: int) -> Iterator[str]:
     if domains > MOST_DOMAINS:
-        yield f"Of {domains} domains {MOST_DOMAINS} are shown: targets first, then those with most examples."
+        yield f"Of {domains} domains {MOST_DOMAINS} are shown, those with most examples."
     if {"train-train", "train-target"} <= set(means):
         for measure in MEASURES:
             yield (

@@ -18,7 +18,7 @@ import pandas as pd
 from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.label_shift import jensen_shannon
 from dgharness.diagnostics.tracked import SEALED
-from dgharness.diagnostics.trained import EXAMPLES, Trained, need_classes, need_domains
+from dgharness.diagnostics.trained import SAMPLED, Trained, need_classes, need_domains
 from dgharness.figures import Figure, drawn, heat_map
 
 CAPTION = (
@@ -28,9 +28,7 @@ CAPTION = (
     "most log 2 = 0.693. icv_js of a domain: the mean of JS(p_i, P_dc) over its examples, small where the "
     "examples of a class are alike; idd_js of two domains: JS of their means over the classes that both "
     "have, large where the domains are unlike. The features are those of the run's own network, and "
-    f"numbers of two networks cannot be compared. At most {EXAMPLES} examples that were not trained on, "
-    "every domain with an equal share "
-    "of them at most. " + SEALED
+    f"numbers of two networks cannot be compared. {SAMPLED} {SEALED}"
 )
 
 

@@ -5,9 +5,10 @@ Shapes: N examples looked at, D features, M rows of the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ from dgharness.data.shift import NO_ATTRIBUTES
 from dgharness.errors import NotApplicable
 
 EXAMPLES = 3000  # that are looked at in all, the same number of every domain
+DOMAINS = 40  # that are looked at, half of them targets
 HELD_OUT = ("val", "id_val", "test", "id_test")  # the part of a target that is the oracle's stays its own
+SAMPLED = (
+    f"On at most {EXAMPLES} examples that were not trained on, of each domain at most an equal share, and "
+    f"on at most {DOMAINS} domains."
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,9 @@ class Trained:
     @cached_property
     def sample(self) -> Sample:
         """The examples by which the features are judged, drawn once for all diagnoses."""
-        rows_by_domain = held_out(self.splits)
+        everywhere, train = held_out(self.splits), self.splits.rows["train"]
+        kept = shown({name: len(rows) for name, rows in everywhere.items()}, set(train), DOMAINS)
+        rows_by_domain = {name: everywhere[name] for name in kept}
         each = max(1, EXAMPLES // len(rows_by_domain))
         random = np.random.default_rng(self.seed)
         drawn = [np.sort(random.permutation(rows)[:each]) for rows in rows_by_domain.values()]
@@ -64,7 +72,7 @@ class Trained:
             self.encode(row_N).double().numpy(),
             np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn]),
             tuple(rows_by_domain),
-            tuple(name in self.splits.rows["train"] for name in rows_by_domain),
+            tuple(name in train for name in rows_by_domain),
         )
 
     @property
@@ -87,6 +95,19 @@ def held_out(splits: Splits) -> dict[str, np.ndarray]:
     everywhere = dict.fromkeys([*splits.rows["train"], *(name for part in parts for name in part)])
     rows = {name: [part[name] for part in parts if name in part] for name in everywhere}
     return {name: np.unique(np.concatenate(found)) for name, found in rows.items() if found}
+
+
+def shown(counts: Mapping[str, int], trained_on: Collection[str], most: int) -> list[str]:
+    """Of many domains the largest, training domains and targets by turns, in the order that they had.
+
+    >>> shown({"a": 5, "b": 9, "c": 7, "d": 1, "e": 2}, trained_on=["a", "b", "c"], most=3)
+    ['b', 'c', 'e']
+    """
+    by_size = sorted(counts, key=lambda name: -counts[name])
+    training = [name for name in by_size if name in trained_on]
+    targets = [name for name in by_size if name not in trained_on]
+    turns = [name for pair in zip_longest(training, targets) for name in pair if name is not None]
+    return [name for name in counts if name in turns[:most]]
 
 
 def attributes(dataset: Dataset) -> dict[str, pd.Series]:
