@@ -118,6 +118,8 @@ def _changes(asked: Asked) -> dict[str, Any]:
         raise UsageError(
             f"there is no format {asked.format_!r}; {did_you_mean(asked.format_, get_args(Format))}"
         )
+    if not asked.splits:
+        raise UsageError("--split names no split; name one, as in --split test")
     if asked.calibrate and asked.tta:
         raise UsageError(
             f"--calibrate fits a temperature to the run's own predictions; leave out --tta {asked.tta}"
@@ -171,7 +173,11 @@ def _checkpoint(rundir: RunDir, wanted: str) -> Kept:
         for metric in rundir.journal
         if metric.key.startswith("chosen/") and metric.key.endswith("/step")
     }
-    step_of.setdefault("last", rundir.evaluations()[-1]["step"])
+    if not (evaluations := rundir.evaluations()):
+        raise UsageError(
+            f"the store has not got all of run {rundir.state.run_id}; run dgharness sync where it was trained"
+        )
+    step_of.setdefault("last", evaluations[-1]["step"])
     name = wanted or rundir.state.tags.get("dg.shown", SHOWN)
     steps = {str(step): step for step in step_of.values()}
     if name not in step_of and name not in steps:
@@ -205,6 +211,8 @@ def _outputs(
                 kinds[kind] = dataclasses.replace(found, min_group_size=asked.min_group_size)
     if not asked.calibrate:
         return outputs, None
+    if (tta := rundir.state.tags["dg.tta"]) != "none" and not asked.dataset:
+        to_stderr(f"targets were adapted by {tta}, and validation examples only if the algorithm brings it")
     return outputs, _calibrate(outputs, _own(["val"], changes, rundir, kept)["val"])
 
 
@@ -246,6 +254,7 @@ def _from_weights(
     if asked.dataset:
         data = checked(DataConfig, {"name": asked.dataset, **changes.get("data", {})}, "data")
         examples = other_examples(run, data, asked.data_root)
+        to_stderr(f"this scores {asked.dataset} by its labels; nothing may be selected by it")
     for split in asked.splits:
         if not asked.dataset:
             _say_if_sealed(run, split)
