@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from dgharness import registry, tracking
 from dgharness.config import SHOWN
@@ -14,9 +14,15 @@ from dgharness.errors import UsageError, did_you_mean
 from dgharness.training.progress import to_stderr
 
 if TYPE_CHECKING:
-    from dgharness.report.load import Found
+    from dgharness.report.load import Runs
+    from dgharness.report.panels import Picture
+    from dgharness.report.statistics import Ddof
     from dgharness.report.table import Table
     from dgharness.selection.rule import Rule
+
+
+REFERENCE = "reference"
+EVERY = ["all"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Asked:
     extras: Sequence[str] = ()
     gaps: bool = False
     cost: bool = False
-    ddof: int = 1
-    against: Sequence[str] = ()  # "reference", or a directory of earlier runs
+    ddof: Ddof = 1
+    against: Sequence[str] = ()  # REFERENCE for published numbers, or directories of earlier runs
     imported: Sequence[Path] = ()  # directories with results of DomainBed
     plugins: Sequence[str] = ()
     format_: str = "text"
@@ -39,23 +45,28 @@ class Asked:
 
 def run_report(asked: Asked) -> None:
     """Print the comparison of the runs of some experiments, by the rule that they show if none is named."""
+    from dgharness.report.cost import cost_tables
+    from dgharness.report.rank_table import rank_tables
     from dgharness.report.render import render
 
     _check(asked)
     found = _found(asked)
     rules = [registry.load("selection", name) for name in _rules(asked, found)]
     tables = [table for each in found for table in _tables(asked, each, rules)]
-    if asked.format_ == "html":
-        as_page = _page(asked, found, rules, tables)
-        _write(as_page, asked.to or Path("report.html"))
-    else:
-        text = render(tables, asked.format_)
+    ranked, drawn = rank_tables(tables, rules)
+    tables += ranked
+    costs = [table for each in found for table in cost_tables(each.records, each.expected)]
+    shown = [*tables, *(costs if asked.cost else ())]
+    if asked.format_ != "html":
+        text = render(shown, asked.format_)
         if asked.to:
             _write(text, asked.to)
         else:
             print(text, end="", flush=True)
-        as_page = _page(asked, found, rules, tables)
-    _track_report(asked, found, rules, tables, as_page)
+    as_page = _page(asked, found, rules, tables, costs, drawn)
+    if asked.format_ == "html":
+        _write(as_page, asked.to or Path("report.html"))
+    _track_report(asked, found, rules, shown, as_page)
 
 
 def _check(asked: Asked) -> None:
@@ -72,60 +83,103 @@ def _check(asked: Asked) -> None:
         registry.add_plugin(plugin)
     if asked.rules is not None and not asked.rules:
         raise UsageError("--rule names no selection rule; name one, as in --rule training-domain-validation")
-    later = [("--cost", asked.cost), ("--ddof 0", asked.ddof == 0), ("--against", asked.against)]
-    for option, given in [*later, ("--import", asked.imported)]:
-        if given:
-            raise UsageError(f"{option} is not ready yet; leave it out")
-    for name in asked.rules or ():
-        if name != "all":
-            registry.load("selection", name)
+    for name in asked.rules if asked.rules and asked.rules != EVERY else ():
+        registry.load("selection", name)
 
 
-def _found(asked: Asked) -> list[Found]:
-    """The runs of each experiment, and those that were imported."""
+def _found(asked: Asked) -> list[Runs]:
+    """The runs of each experiment with the earlier ones that may join them, and those that were imported."""
+    from dgharness.report.domainbed_results import read_results
     from dgharness.report.load import load_experiment
+    from dgharness.report.reference_store import join
 
-    found = [load_experiment(experiment) for experiment in asked.experiments]
+    found: list[Runs] = [load_experiment(experiment) for experiment in asked.experiments]
+    for place in asked.against:
+        if place != REFERENCE:
+            found, refused = join(found, Path(place))
+            for sentence in refused:
+                to_stderr(sentence)
+    found += [read_results(place) for place in asked.imported]
     _refuse_unlogged(asked.extras, found)
     return found
 
 
-def _rules(asked: Asked, found: Sequence[Found]) -> list[str]:
-    """The rules by name."""
-    if asked.rules == ["all"]:
-        return [entry.name for entry in registry.entries("selection")]
-    return list(asked.rules or [_rule_of_the_runs(found)])
+def _rules(asked: Asked, found: Sequence[Runs]) -> list[str]:
+    """The names of the rules, each once; of every rule those by which some row has a result."""
+    from dgharness.report.every_rule import applicable
+
+    if asked.rules == EVERY:
+        shown = _rule_of_the_runs(found)
+        names = [entry.name for entry in registry.entries("selection") if entry.status == "ok"]
+        rules = applicable([registry.load("selection", name) for name in names], found, shown)
+        kept = [rule.name for rule in rules] or [shown]
+        if left_out := [name for name in names if name not in kept]:
+            to_stderr(f"left out, since no row has a result by them: {', '.join(left_out)}")
+        return kept
+    named = asked.rules or [_rule_of_the_runs(found)]
+    return list(dict.fromkeys(registry.canonical("selection", name) for name in named))
 
 
-def _tables(asked: Asked, found: Found, rules: Sequence[Rule]) -> list[Table]:
-    """The tables of one experiment."""
+def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
+    """The tables of one experiment; every rule is shown side by side, by its averages."""
     from dgharness.report.cells import build_tables
+    from dgharness.report.domainbed_results import as_its_scripts
+    from dgharness.report.every_rule import with_queries
+    from dgharness.report.published import beside
 
-    return build_tables(
+    if found.source:
+        rules = [as_its_scripts(rule) for rule in rules]
+    tables = build_tables(
         found.records,
         rules,
         baseline=_baseline(registry.canonical("algorithms", asked.baseline), found),
         expected=found.expected,
+        layout="averages" if asked.rules == EVERY else "auto",
+        extras=_extras(asked, found, rules),
+        gaps=asked.gaps or asked.rules == EVERY,
         not_applicable=found.not_applicable,
-        extras=asked.extras,
-        gaps=asked.gaps,
+        ddof=asked.ddof,
     )
+    if found.source:
+        tables = [replace(table, caption=(*table.caption, found.source)) for table in tables]
+    if asked.rules == EVERY:
+        tables = with_queries(tables, found.records)
+    return [beside(table, found.records) for table in tables] if REFERENCE in asked.against else tables
 
 
-def _page(asked: Asked, found: Sequence[Found], rules: Sequence[Rule], tables: Sequence[Table]) -> str:
+def _extras(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[str]:
+    """Worst group and calibration beside the results of one rule, unless others are asked for, or none."""
+    from dgharness.report.extras import usual_extras
+
+    if not asked.extras and len(rules) == 1:
+        return usual_extras(found.records)
+    return [name for name in asked.extras if name != "none"]
+
+
+def _page(
+    asked: Asked,
+    found: Sequence[Runs],
+    rules: Sequence[Rule],
+    tables: Sequence[Table],
+    costs: Sequence[Table],
+    drawn: Sequence[Picture],
+) -> str:
     """The tables with the figures of each; of several rules, the figures go by the first."""
+    from dgharness.report.budget import budget_curves
+    from dgharness.report.budget_picture import budget_picture
     from dgharness.report.html import Subject, page
     from dgharness.report.outcomes import comparable
     from dgharness.report.pictures import pictures
 
-    drawn = [
-        picture
-        for each in found
-        for group in comparable(each.records, each.expected)
-        for picture in pictures(group, rules[0], each.not_applicable)
-    ]
+    drawn = list(drawn)
+    for each in found:
+        plan: Any = {"expected": each.expected, "not_applicable": each.not_applicable}
+        budgets = budget_curves(each.records, rules[0], **plan)
+        for group, budget in zip(comparable(each.records, each.expected), budgets, strict=True):
+            drawn += pictures(group, rules[0], each.not_applicable)
+            drawn.append(budget_picture(budget, group.measure))
     records = [record for each in found for record in each.records]
-    return page(Subject(asked.experiments, rules, records), tables, drawn)
+    return page(Subject(asked.experiments, rules, records), tables, drawn, costs)
 
 
 def _write(text: str, to: Path) -> None:
@@ -140,9 +194,10 @@ def _write(text: str, to: Path) -> None:
 
 
 def _track_report(
-    asked: Asked, found: Sequence[Found], rules: Sequence[Rule], tables: Sequence[Table], as_page: str
+    asked: Asked, found: Sequence[Runs], rules: Sequence[Rule], tables: Sequence[Table], as_page: str
 ) -> None:
     """A report is a tracked run of its own; the same tables again are the same run."""
+    from dgharness.report.load import Found
     from dgharness.report.render import render
 
     names = ", ".join(rule.name for rule in rules)
@@ -154,6 +209,8 @@ def _track_report(
     digest = hashlib.sha256(texts["report.json"].encode()).hexdigest()[:12]
     params = {"rules": names, "baseline": asked.baseline}
     for each in found:
+        if not isinstance(each, Found):
+            continue  # read from files: no experiment holds it
         try:
             run_id = tracking.start_group(
                 each.store, "report", f"report by {names}", {"dg.report": digest}, params, texts
@@ -164,7 +221,7 @@ def _track_report(
         tracking.finish_group(each.store, run_id)
 
 
-def _baseline(name: str, found: Found) -> str:
+def _baseline(name: str, found: Runs) -> str:
     """The baseline as named; one without runs is a mistake unless it is the default."""
     run = {record.algorithm for record in found.records}
     if name not in run and name != "erm":
@@ -172,7 +229,7 @@ def _baseline(name: str, found: Found) -> str:
     return name
 
 
-def _rule_of_the_runs(found: Sequence[Found]) -> str:
+def _rule_of_the_runs(found: Sequence[Runs]) -> str:
     """The rule that the runs were told to show, if it is the same for all of them."""
     shown = {record.tags.get("dg.shown", SHOWN) for each in found for record in each.records}
     if len(shown) == 1:
@@ -181,8 +238,10 @@ def _rule_of_the_runs(found: Sequence[Found]) -> str:
     return SHOWN
 
 
-def _refuse_unlogged(extras: Sequence[str], found: Sequence[Found]) -> None:
+def _refuse_unlogged(extras: Sequence[str], found: Sequence[Runs]) -> None:
     """A further metric that no run has logged is a mistake."""
+    if not extras:
+        return
     records = [record for each in found for record in each.records]
     logged = {f"cost/{name}" for record in records for name in record.cost} | {
         key.removeprefix("test/")
@@ -192,6 +251,6 @@ def _refuse_unlogged(extras: Sequence[str], found: Sequence[Found]) -> None:
         if key.startswith("test/")
     }
     for name in extras:
-        if logged and name not in logged:
+        if name != "none" and logged and name not in logged:
             summaries = [key for key in logged if "/" not in key or key.startswith("cost/")]
             raise UsageError(f"no run has logged the metric {name!r}; {did_you_mean(name, summaries)}")

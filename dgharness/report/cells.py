@@ -135,7 +135,7 @@ class _Maker:
             for name, cells in zip(self._names, results, strict=True)
         ]
         if len(results) > 1:
-            table.append((Column("average", self.unit, rule.name, "average"), overall))
+            table.append((Column("average", self.unit, rule.name, "average", tuple(self._names)), overall))
         if self.versus in overall and len(overall) > 1:
             difference = Column(f"difference to {self.versus}", self.difference_unit, rule.name, "difference")
             table.append((difference, self._differences(overall, comparisons)))
@@ -169,7 +169,7 @@ class _Maker:
                 for label, cell in results[rule.name].items()
             }
             kind: Kind = "average" if len(columns) > 1 else "result"
-            table.append((Column(captions.title(rule), self.unit, rule.name, kind), cells))
+            table.append((Column(captions.title(rule), self.unit, rule.name, kind, tuple(names)), cells))
         for name in self.extras:
             for rule in rules:
                 further = [
@@ -184,11 +184,8 @@ class _Maker:
                     gap = self._gaps(results[rule.name], results[oracle.name])
                     column_of = Column(f"gap of {rule.name}", self.difference_unit, rule.name, "gap")
                     table.append((column_of, gap))
-        averaged = f"average over {', '.join(names)}"
-        title = (
-            f"{self.measure.name} on {names[0]}" if len(names) == 1 else f"{self.measure.name}, {averaged}"
-        )
-        title += ", by selection rule"
+        where = names[0] if len(names) == 1 else f"the average of {', '.join(names)}"
+        title = f"{self.measure.name} on {where}, by selection rule"
         named = {
             f"{label} under {name}" if len(rules) > 1 else label: comparison
             for (name, label), comparison in comparisons.items()
@@ -292,12 +289,11 @@ def _detailed(averages: Cells, columns: Sequence[Cells]) -> dict[str, Cell]:
     """What blocks an average, in full, for a table that shows the average alone."""
     if len(columns) == 1:
         return dict(averages)
-    details = {
-        label: dict.fromkeys(c[label].detail for c in columns if c[label].detail) for label in averages
-    }
-    return {
-        label: dataclasses.replace(cell, detail="; ".join(details[label])) for label, cell in averages.items()
-    }
+    found = {}
+    for label, cell in averages.items():
+        details = dict.fromkeys(column[label].detail for column in columns if column[label].detail)
+        found[label] = dataclasses.replace(cell, detail="; ".join(details))
+    return found
 
 
 def _first_oracle(rules: Sequence[Rule]) -> list[Rule]:
@@ -316,4 +312,4 @@ def _minus(left: Cell, right: Cell) -> Cell:
 def _extra(name: str, rule: Rule, shown: str | None = None) -> Column:
     words = name.partition("/")[0].split("_")
     is_accuracy = name == "wga" or ("acc" in words and "count" not in words)
-    return Column(shown or name, "percent" if is_accuracy else "number", rule.name, "extra")
+    return Column(shown or name, "percent" if is_accuracy else "number", rule.name, "extra", (name,))

@@ -13,7 +13,7 @@ from importlib import resources
 from dgharness import __version__
 from dgharness.figures import as_svg
 from dgharness.report.captions import title
-from dgharness.report.pictures import Picture
+from dgharness.report.panels import Picture
 from dgharness.report.render import shown
 from dgharness.report.table import Block, Cell, Column, Table
 from dgharness.selection.rule import Rule, RunRecord
@@ -30,8 +30,13 @@ class Subject:
     records: Sequence[RunRecord]
 
 
-def page(subject: Subject, tables: Sequence[Table], pictures: Sequence[Picture] = ()) -> str:
-    """The whole page: who was compared and how, then the tables and figures of each comparison."""
+def page(
+    subject: Subject,
+    tables: Sequence[Table],
+    pictures: Sequence[Picture] = (),
+    costs: Sequence[Table] = (),
+) -> str:
+    """The whole page: who was compared and how, then the tables, figures and costs of each comparison."""
     blocks = list(dict.fromkeys(table.block for table in tables))
     heading = " · ".join(subject.experiments)
     style = (resources.files("dgharness.report") / "report.css").read_text(encoding="utf-8")
@@ -55,6 +60,7 @@ def page(subject: Subject, tables: Sequence[Table], pictures: Sequence[Picture] 
             block,
             [table for table in tables if table.block == block],
             [picture for picture in pictures if picture.block == block],
+            [table for table in costs if table.block == block],
         )
     return "\n".join([*lines, f"<footer>dgharness {__version__}</footer>", "</body>", "</html>", ""])
 
@@ -87,7 +93,11 @@ def _contents(blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def _section(
-    number: int, block: Block, tables: Sequence[Table], pictures: Sequence[Picture]
+    number: int,
+    block: Block,
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    costs: Sequence[Table],
 ) -> Iterator[str]:
     name, _, setting = str(block).partition(", ")
     yield f'<section id="b{number}">'
@@ -96,6 +106,8 @@ def _section(
         yield from _table(table)
     for picture in pictures:
         yield _figure(picture)
+    for table in costs:
+        yield from _table(table)
     yield "</section>"
 
 
@@ -128,12 +140,10 @@ def _cell(cell: Cell, column: Column) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    """The drawing without the names of its parts, which would stand on the page once for each figure."""
-    drawing = re.sub(
-        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend)_\d+"',
-        "",
-        as_svg(picture.figure),
-    )
-    drawing = drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(picture.name)}" ', 1)
     caption = f"<b>{escape(picture.name.capitalize())}.</b> {escape(picture.caption)}"
+    if picture.figure is None:
+        return f'<p class="caption">{caption}</p>'
+    # Without the names of its parts, which would stand on the page once for each figure.
+    drawing = re.sub(r' id="[a-z]+[a-z0-9.]*_\d+"', "", as_svg(picture.figure))
+    drawing = drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(picture.name)}" ', 1)
     return f'<figure>\n<div class="plate">\n{drawing}</div>\n<figcaption>{caption}</figcaption>\n</figure>'

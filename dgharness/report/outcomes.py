@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
+from dgharness.metrics.measure import Measure, measure_of
 from dgharness.report.refusals import no_choice, no_held_out, no_pairs, unscored
 from dgharness.report.table import OWN_SPLIT, Block, Cell, algorithm_of, block_of, label_of, told_apart
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
@@ -86,6 +88,12 @@ class Comparable:
     records: Sequence[RunRecord]
     runs: Grid
     planned: bool
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Runs on one dataset are all judged by one measure."""
+        first = (evaluation for record in self.records for evaluation in record.evaluations[:1])
+        return measure_of(key for evaluation in first for key in evaluation.metrics)
 
 
 def comparable(

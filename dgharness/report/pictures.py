@@ -6,32 +6,22 @@ Colours belong to algorithms and are the same in every figure of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from dgharness.figures import Axes, Figure, drawn, look
-from dgharness.metrics.measure import ACCURACY, Measure, measure_of
+from dgharness.figures import Axes, Figure, look
+from dgharness.metrics.measure import ACCURACY, Measure
 from dgharness.report.captions import title
 from dgharness.report.outcomes import POOLED, Comparable, NotApplicable, Outcome, measured, outcome
-from dgharness.report.table import Block, Cell, label_of
+from dgharness.report.panels import Picture, leftmost, legend, on_the_left, panels, plain
+from dgharness.report.table import Cell, label_of
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on, validation_score
 
 MOST_PANELS = 12
-PER_ROW = 3
 MANY = 2000  # points; of more, a picture is smaller than their outlines
 
 Read = Callable[[Choice], float]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, with the sentences that a reader needs beside it."""
-
-    name: str
-    caption: str
-    figure: Figure
-    block: Block
 
 
 def pictures(group: Comparable, rule: Rule, exempt: NotApplicable) -> list[Picture]:
@@ -47,10 +37,9 @@ class _Drawer:
     rule: Rule
     exempt: NotApplicable
 
-    @cached_property
+    @property
     def measure(self) -> Measure:
-        first = (evaluation for record in self.group.records for evaluation in record.evaluations[:1])
-        return measure_of(key for evaluation in first for key in evaluation.metrics)
+        return self.group.measure
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:
@@ -78,7 +67,7 @@ class _Drawer:
 
     def by_domain(self) -> Picture | None:
         """A panel per held-out domain, a bar per row."""
-        panels: dict[str, Mapping[str, Cell]] = {}
+        found: dict[str, Mapping[str, Cell]] = {}
         for column in self.columns:
             for domain in column:
                 name = (
@@ -86,41 +75,41 @@ class _Drawer:
                     if len(column) == 1 or len(self.columns) == 1
                     else f"{domain} of {'+'.join(column)}"
                 )
-                panels[name] = {
+                found[name] = {
                     label: measured(self.chosen[column, label], self._on(column, domain))
                     for label in self.labels
                 }
-        shown = dict(list(panels.items())[:MOST_PANELS])
+        shown = dict(list(found.items())[:MOST_PANELS])
         return self._bars(
             "by domain",
             shown,
             f"{self.measure.name.capitalize()} on each held-out domain at the checkpoints that "
             f"{title(self.rule)} chose: {_MEAN_SE}."
-            + (f" The first {len(shown)} of {len(panels)} domains." if len(shown) < len(panels) else ""),
+            + (f" The first {len(shown)} of {len(found)} domains." if len(shown) < len(found) else ""),
         )
 
     def by_group(self) -> Picture | None:
         """A panel per group, the worst first, a bar per row."""
         keys = dict.fromkeys(
             key
-            for found in self.chosen.values()
-            for choice in found.choices.values()
+            for each in self.chosen.values()
+            for choice in each.choices.values()
             for key in choice.evaluation.metrics
             if key.startswith(f"test/group_{self.measure.key}/")
         )
-        panels = {
+        found = {
             key.rpartition("/")[2]: {label: self._in_group(label, key) for label in self.labels}
             for key in keys
         }
-        order = sorted(panels, key=lambda name: self.measure.sign * _level(panels[name].values()))
-        shown = {name: panels[name] for name in order[:MOST_PANELS]}
+        order = sorted(found, key=lambda name: self.measure.sign * _level(found[name].values()))
+        shown = {name: found[name] for name in order[:MOST_PANELS]}
         over = ", averaged over the held-out domains within each trial" if len(self.columns) > 1 else ""
         return self._bars(
             "by group",
             shown,
             f"{self.measure.name.capitalize()} on each group of the test split at the checkpoints that "
             f"{title(self.rule)} chose{over}; the group that is hardest on average first: {_MEAN_SE}."
-            + (f" The hardest {len(shown)} of {len(panels)} groups." if len(shown) < len(panels) else ""),
+            + (f" The hardest {len(shown)} of {len(found)} groups." if len(shown) < len(found) else ""),
         )
 
     def curves(self) -> Picture | None:
@@ -133,15 +122,15 @@ class _Drawer:
             len(c.run.evaluations) > 1 for found in self.chosen.values() for c in found.choices.values()
         ):
             return None
-        figure, axes = _panels(len(shown), height=2.6)
+        figure, axes = panels(len(shown), height=2.6)
         looks = look(self.labels)
         for ax, column in zip(axes, shown, strict=False):
-            ax.set_title(_plain("held out: " + "+".join(column)), fontsize=9)
+            ax.set_title(plain("held out: " + "+".join(column)), fontsize=9)
             for label in self.labels:
                 self._curve(ax, self.chosen[column, label], looks[label][0])
             ax.set_xlabel("update")
-        _on_the_left(axes, f"validation {self.axis}")
-        _legend(figure, axes[0], looks)
+        on_the_left(axes, f"validation {self.axis}")
+        legend(figure, axes[0], looks)
         return self._picture(
             "learning curves",
             "Validation of the training domains by update, in the runs whose hyperparameters "
@@ -157,7 +146,7 @@ class _Drawer:
         points = {column: found for column, found in points.items() if found}
         if not points:
             return None
-        figure, axes = _panels(len(points), height=3.2)
+        figure, axes = panels(len(points), height=3.2)
         looks = look(self.labels)
         values = [value for found in points.values() for _, x, y in found for value in (x, y)]
         edge = 0.04 * (max(values) - min(values)) or 1.0
@@ -179,10 +168,10 @@ class _Drawer:
                     zorder=2,
                 )
             ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-            ax.set_title(_plain("held out: " + "+".join(column)), fontsize=9)
+            ax.set_title(plain("held out: " + "+".join(column)), fontsize=9)
             ax.set_xlabel(f"validation {self.axis}")
-        _on_the_left(axes, f"held-out {self.axis}")
-        _legend(figure, axes[0], looks, lines=False)
+        on_the_left(axes, f"held-out {self.axis}")
+        legend(figure, axes[0], looks, lines=False)
         return self._picture(
             "in and out of distribution",
             f"Each point is one run, every draw among them, at the checkpoint that {title(self.rule)} "
@@ -208,28 +197,29 @@ class _Drawer:
         trials = set.intersection(*(set(cell.trials) for cell in whole))
         return Cell({t: mean(cell.trials[t] for cell in whole) for t in sorted(trials)})
 
-    def _bars(self, name: str, panels: Mapping[str, Mapping[str, Cell]], caption: str) -> Picture | None:
-        if not any(cell.trials for cells in panels.values() for cell in cells.values()):
+    def _bars(self, name: str, shown: Mapping[str, Mapping[str, Cell]], caption: str) -> Picture | None:
+        if not any(cell.trials for cells in shown.values() for cell in cells.values()):
             return None
-        figure, axes = _panels(len(panels), height=0.7 + 0.2 * len(self.labels))
+        figure, axes = panels(len(shown), height=0.7 + 0.2 * len(self.labels))
         looks = look(self.labels)
-        for ax, (panel, cells) in zip(axes, panels.items(), strict=False):
-            ax.set_title(_plain(panel), fontsize=9)
+        values = [v for cells in shown.values() for cell in cells.values() for v in cell.trials.values()]
+        for ax, (panel, cells) in zip(axes, shown.items(), strict=False):
+            ax.set_title(plain(panel), fontsize=9)
             for y, label in enumerate(self.labels):
                 self._bar(ax, y, cells[label], looks[label][0])
             ax.set_ylim(len(self.labels) - 0.4, -0.6)
-            ax.set_xlim(left=0)
+            ax.set_xlim(0, 1.08 * self.scaled(max(values)) or 1)
             ax.grid(visible=False, axis="y")
             ax.set_xlabel(self.axis)
-        for number, ax in enumerate(axes):
-            names = [_plain(label) for label in self.labels] if number % PER_ROW == 0 else []
+        for ax in axes:
+            names = [plain(label) for label in self.labels] if leftmost(ax) else []
             ax.set_yticks(range(len(names)), names)
             ax.tick_params(axis="y", length=0)
         return self._picture(name, caption, figure)
 
     def _bar(self, ax: Axes, y: int, cell: Cell, colour: str) -> None:
         if cell.mean is None or cell.problem:
-            ax.text(0, y, f" {_plain(cell.problem or 'n/a')}", va="center", fontsize=7, color="#777777")
+            ax.text(0, y, f" {plain(cell.problem or 'n/a')}", va="center", fontsize=7, color="#777777")
             return
         ax.barh(y, self.scaled(cell.mean), height=0.72, color=colour, alpha=0.75)
         ax.plot([self.scaled(v) for v in cell.trials.values()], [y] * cell.n, "k.", markersize=2.5, alpha=0.7)
@@ -245,11 +235,11 @@ class _Drawer:
         ax.plot(steps, means, color=colour, linewidth=1.4)
         lowest = [min(line[step] for line in lines) for step in steps]
         highest = [max(line[step] for line in lines) for step in steps]
-        ax.fill_between(steps, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(steps, lowest, highest, color=colour, alpha=0.1, linewidth=0)
         for choice, line in zip(found.choices.values(), lines, strict=True):
             step = choice.evaluation.step
             if step in line:
-                ax.plot(step, line[step], "o", color=colour, markersize=3)
+                ax.plot(step, line[step], "o", color=colour, markersize=3, clip_on=False)
 
     def _validation(self, run: RunRecord) -> dict[int, float]:
         scores = {e.step: self.scaled(self.measure.sign * validation_score(e)) for e in run.evaluations}
@@ -288,41 +278,5 @@ class _Drawer:
 _MEAN_SE = "bars, mean over trials; whiskers, its standard error (ddof = 1); dots, the trials"
 
 
-def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Axes in rows of ``PER_ROW``; those left over are not seen."""
-    columns = min(number, PER_ROW)
-    rows = -(-number // columns)
-    figure, axes = drawn(rows, columns, width=9.0 / max(columns, 2), height=height)
-    for ax in axes[number:]:
-        ax.set_visible(False)
-    return figure, axes
-
-
-def _on_the_left(axes: Sequence[Axes], text: str) -> None:
-    for ax in axes[::PER_ROW]:
-        ax.set_ylabel(text)
-
-
-def _legend(figure: Figure, ax: Axes, looks: Mapping[str, tuple[str, str]], lines: bool = True) -> None:
-    """One for all panels, below them."""
-    entries = [
-        ax.plot([], [], color=colour, marker="" if lines else marker, linestyle="-" if lines else "")[0]
-        for colour, marker in looks.values()
-    ]
-    figure.legend(
-        entries,
-        [_plain(name) for name in looks],
-        loc="outside lower center",
-        ncols=6,
-        frameon=False,
-        fontsize=8,
-    )
-
-
 def _level(cells: Iterable[Cell]) -> float:
     return mean(cell.mean for cell in cells if cell.mean is not None)
-
-
-def _plain(name: str) -> str:
-    """A name in a figure as it is, be there dollars in it."""
-    return name.replace("$", r"\$")

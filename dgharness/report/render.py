@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 from dgharness.errors import UsageError, did_you_mean
+from dgharness.report.statistics import smallest_p
 from dgharness.report.table import Cell, Column, Table
 
 Format = Literal["text", "markdown", "latex", "csv", "json"]
@@ -41,6 +42,10 @@ def shown(cell: Cell, column: Column) -> str:
     >>> shown(Cell(problem="MISSING 1 of 3: h0 t2"), Column("photo"))
     'MISSING 1 of 3: h0 t2'
     """
+    if cell.stated:
+        return _number(cell.stated.value, column.unit) + (
+            "" if cell.stated.spread is None else f" ± {_number(cell.stated.spread, column.unit)}"
+        )
     if cell.problem or cell.mean is None:
         return cell.problem or "n/a"
     result = cell.comparison
@@ -58,7 +63,8 @@ def shown(cell: Cell, column: Column) -> str:
 
 def _number(value: float, unit: str, signed: bool = True) -> str:
     if unit in ("number", "change"):
-        return f"{value:+.3g}" if unit == "change" and signed else f"{value:.3g}"
+        digits = ".3g" if abs(value) < 999.5 else ".0f"
+        return f"{value:+{digits}}" if unit == "change" and signed else f"{value:{digits}}"
     rounded = round(100 * value, 1) + 0.0  # no negative zero
     return f"{rounded:+.1f}" if unit == "points" and signed else f"{rounded:.1f}"
 
@@ -156,7 +162,8 @@ def _latex(table: Table) -> str:
 _FIELDS = (
     *("table", "dataset", "toy", "protocol", "model", "weights", "tuning", "preset", "rule"),
     *("algorithm", "column", "unit", "mean", "standard_error", "trials", "difference"),
-    *("low", "high", "p", "p_holm", "significant", "problem", "detail"),
+    *("low", "high", "p", "p_holm", "significant", "trials_needed", "problem", "detail"),
+    *("smallest_p", "stated", "stated_spread", "source"),
 )
 
 
@@ -195,6 +202,12 @@ def _facts(cell: Cell) -> dict[str, Any]:
         "problem": cell.problem,
         "detail": cell.detail,
     }
+    if cell.stated:
+        facts |= {
+            "stated": cell.stated.value,
+            "stated_spread": cell.stated.spread,
+            "source": cell.stated.source,
+        }
     if result := cell.comparison:
         facts |= {
             "difference": result.difference,
@@ -203,6 +216,8 @@ def _facts(cell: Cell) -> dict[str, Any]:
             "p": result.p,
             "p_holm": result.p_holm,
             "significant": result.significant,
+            "trials_needed": result.trials_needed,
+            "smallest_p": smallest_p(result.trials),
         }
     return facts
 

@@ -12,7 +12,7 @@ from dgharness.report.statistics import Ddof, mean_se
 from dgharness.selection.rule import RunRecord
 
 Unit = Literal["percent", "points", "number", "change"]
-Kind = Literal["result", "average", "difference", "extra", "gap"]
+Kind = Literal["result", "average", "difference", "extra", "gap", "published"]
 OWN_SPLIT = ("official", "subpopulation")  # protocols whose targets are those of the dataset's own split
 
 
@@ -83,13 +83,23 @@ def algorithm_of(label: str) -> str:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """A number without trials of its own: what others published, or a rank."""
+
+    value: float
+    spread: float | None = None  # what it is, the table's caption says
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One number per trial, or the problem that keeps the cell empty."""
+    """One number per trial, or the problem that keeps the cell empty, or a number without trials."""
 
     trials: Mapping[int, float] = field(default_factory=dict)  # trial seed -> value, accuracies as fractions
     problem: str = ""  # short, shown in place of the number
     detail: str = ""  # the problem in full
     comparison: Comparison | None = None  # to the baseline
+    stated: Stated | None = None  # in place of trials
     ddof: Ddof = 1  # of the standard error
 
     @property
@@ -123,6 +133,11 @@ class Column:
     unit: Unit = "percent"
     rule: str = ""
     kind: Kind = "result"
+    of: tuple[str, ...] = ()  # held-out domains, or a metric; of a result, its name if nothing else
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return self.of or (self.name,)
 
     @property
     def is_difference(self) -> bool:
