@@ -79,6 +79,7 @@ class RunState:
     started: int = 0  # ms since the epoch
     ended: int | None = None
     error: str | None = None
+    note: str = ""  # what a person reads of the run in the store, in Markdown
     worker: str = ""  # host:pid of the process that last worked on it
     tracking_uri: str | None = None  # without password
     mlflow_run_id: str | None = None

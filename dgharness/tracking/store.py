@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a description, of a run or an experiment
+ABOUT = """\
+Runs of dgharness. A run trains one algorithm without the held-out domains: `algorithm/domains/hHtT` has the
+hyperparameter draw H (0: the defaults) and the trial T. Its own page says what it was trained on and what
+came out; the runs named *report …* compare them all, in the artifact `report.html`.
+
+- `val/…` and `train/…` are curves of the training domains; `test/…` is the held-out domains, only at the
+  checkpoints that a selection rule could choose.
+- `chosen/RULE/…` is the test result at the checkpoint that RULE chose.
+- To compare: search `tags.dg.kind = 'train'`, group by the parameter `algorithm`, look at the charts.
+"""
+
 PATIENCE = 20.0  # seconds to wait for another process to leave a sqlite store
 
 # Set before MLflow is imported, unless the user has set them. Without the first it sends usage statistics;
@@ -196,7 +208,9 @@ def _create(opened: MlflowClient, experiment: str, path: Path | None) -> Experim
     # MLflow itself would put the artifacts of a sqlite store where the process happens to run.
     location = None if path is None else str(path.parent.absolute() / "mlruns" / slug(experiment))
     try:
-        return opened.get_experiment(opened.create_experiment(experiment, artifact_location=location))
+        # The second tag has MLflow's pages show runs and charts first, and not conversations with models.
+        tags = {NOTE: ABOUT, "mlflow.experimentKind": "custom_model_development"}
+        return opened.get_experiment(opened.create_experiment(experiment, location, tags))
     except MlflowException as error:
         found = opened.get_experiment_by_name(experiment)  # another process was first
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:

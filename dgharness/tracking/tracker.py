@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dgharness
 from dgharness.names import slug
 from dgharness.rundir import DatasetInput, RunDir, Status, now_ms
-from dgharness.tracking.store import Store, client, public, sentence, store_errors
+from dgharness.tracking.store import NOTE, Store, client, public, sentence, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -212,6 +212,8 @@ class Tracker:
             return
         if state.error:
             opened.set_tag(run_id, "dg.error", state.error[:TAG_LENGTH])
+        if state.note:
+            opened.set_tag(run_id, NOTE, state.note[:TAG_LENGTH])
         if state.status == "RUNNING":
             opened.update_run(run_id, status="RUNNING")
         else:

@@ -54,8 +54,7 @@ class Prepared:
 
     @property
     def name(self) -> str:
-        """As it stands in MLflow: ``irmv1/sketch/h3t1``, and after the algorithm the dataset if the experiment
-        does not say it."""
+        """As it stands in MLflow: ``irmv1/sketch/h3t1``, the dataset in between if the experiment has a name."""
         config = self.config
         dataset = f"{self.dataset.name}/" if config.execution.experiment else ""
         targets = listed(self.splits.targets, "+")

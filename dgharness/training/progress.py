@@ -101,7 +101,7 @@ def _short(value: float | None) -> str:
     return f"{value:.3f}".lstrip("0") if 0.001 <= abs(value) < 100 else f"{value:.1e}"
 
 
-def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> list[str]:
+def header_lines(prepared: Prepared, deviations: Sequence[str], store: str = "") -> list[str]:
     """What is about to happen: the parts, the data by domain, deviations from the preset, the store."""
     config, splits, dataset = prepared.config, prepared.splits, prepared.dataset
     weights, sha = prepared.weights
@@ -139,8 +139,7 @@ def header_lines(prepared: Prepared, deviations: Sequence[str], store: str) -> l
             f"{config.algorithm})"
         )
     lines += [f"note      {broken}" for broken in against_rules(config, dataset, splits)]
-    lines.append(f"tracking  {store}")
-    return lines
+    return [*lines, f"tracking  {store}"] if store else lines
 
 
 def result_lines(run_id: str, chosen: Mapping[str, Evaluation], prepared: Prepared) -> list[str]:

@@ -30,11 +30,11 @@ from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
 from dgharness.training.checks import check_model, check_source
 from dgharness.training.evaluation import Evaluator, all_rows
-from dgharness.training.identity import dataset_inputs, run_tags, write_documents
+from dgharness.training.identity import dataset_inputs, deviations, run_tags, write_documents
 from dgharness.training.learner import Learner
 from dgharness.training.loop import Run, fit
 from dgharness.training.prepare import Prepared, forget_own_files, prepare
-from dgharness.training.progress import Progress
+from dgharness.training.progress import Progress, header_lines, result_lines
 from dgharness.training.signals import StopFlag
 from dgharness.training.target import score_kept
 
@@ -252,7 +252,7 @@ def execute(
     parent: str | None = None,
 ) -> Result:
     """Fit, score the target, deliver; whatever happens, the run ends as FINISHED, FAILED or KILLED."""
-    rundir = run.rundir
+    rundir, run_id = run.rundir, run.rundir.state.run_id
     with rundir.lock(), run.stop:
         run.tracker = tracking.Tracker(store, rundir, warn=run.progress.say)
         rundir.set(
@@ -267,6 +267,8 @@ def execute(
             fit(run)
             chosen = score_kept(run)
             cost = log_cost(run)
+            told = [*header_lines(prepared, deviations(prepared)), *result_lines(run_id, chosen, prepared)]
+            rundir.set(note="\n".join(["```", *told, "```"]))  # as it stands in the terminal
             rundir.write_evaluations([{"step": e.step, "metrics": dict(e.metrics)} for e in run.evaluations])
             delivered = run.tracker.finish("FINISHED")
         except Interrupted:
@@ -281,7 +283,7 @@ def execute(
         except Exception as error:
             run.tracker.finish("FAILED", error=f"{type(error).__name__}: {error}")
             raise
-    return Result(rundir.state.run_id, "FINISHED", rundir.path, chosen, cost, delivered)
+    return Result(run_id, "FINISHED", rundir.path, chosen, cost, delivered)
 
 
 def log_cost(run: Run) -> dict[str, float]:
