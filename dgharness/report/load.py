@@ -104,7 +104,7 @@ def _slot(entry: Mapping[str, Any]) -> Expected:
 
 def record(facts: Mapping[str, Any]) -> RunRecord:
     """One run as the store describes it."""
-    tags, metrics = facts["tags"], facts["metrics"]
+    tags = facts["tags"]
     return RunRecord(
         run_id=facts["run_id"] or facts["mlflow_run_id"],
         algorithm=tags["dg.algorithm"],
@@ -121,7 +121,22 @@ def record(facts: Mapping[str, Any]) -> RunRecord:
         tta=tags.get("dg.tta", "none"),
         averaging=tags.get("dg.averaging", "none"),
         rules=tuple(filter(None, facts["params"].get("selection.rules", "").split(", "))),
-        cost={key.removeprefix("cost/"): value for key, value in metrics.items() if key.startswith("cost/")},
+        cost=_cost(facts),
         tags=tags,
         ended=facts["ended"],
     )
+
+
+def _cost(facts: Mapping[str, Any]) -> dict[str, float]:
+    """What the run logged of its cost, and what went into attempts at it that failed or were killed."""
+    logged = {
+        key.removeprefix("cost/"): value for key, value in facts["metrics"].items() if key.startswith("cost/")
+    }
+    attempts = facts["failed"]
+    lasted = [(end - start) / 1000 for start, end in attempts if end is not None]  # from ms
+    failed = {
+        "failed_attempts": len(attempts),
+        "failed_seconds": sum(lasted),
+        "untimed_attempts": len(attempts) - len(lasted),
+    }
+    return logged | {name: value for name, value in failed.items() if value}

@@ -36,15 +36,27 @@ def load_records(
     """Every training run of the experiment, once per config: a finished one first, then the newest.
 
     Each is a dict of ``mlflow_run_id, run_id, config_hash, name, status, started, ended, tags, params,
-    metrics`` (of the last two what reports read, metrics by their last values) and ``evaluations``, which is
-    None for a run that has stored none. ``filter`` is further MLflow search syntax, joined by *and*.
+    metrics`` (of the last two what reports read, metrics by their last values), ``evaluations``, which is
+    None for a run that has stored none, and ``failed``: (start, end) of every attempt at this configuration
+    that failed or was killed, the run itself among them; the end is None where nobody saw it. ``filter`` is
+    further MLflow search syntax, joined by *and*.
     """
     with explained(store.uri):
         found = rows(store, filter)
         found.sort(key=lambda run: (run.status == "FINISHED", run.started))
         chosen = list({run.tags["dg.config_hash"]: run for run in found}.values())
         evaluations = _evaluations(store, chosen, warn)
-    return [_record(run, evaluations[run.mlflow_run_id]) for run in chosen]
+    failed: dict[str, list[tuple[int, int | None]]] = {}
+    for run in found:
+        if run.status in ("FAILED", "KILLED"):
+            failed.setdefault(run.tags["dg.config_hash"], []).append((run.started, run.ended))
+    return [
+        {
+            **_record(run, evaluations[run.mlflow_run_id]),
+            "failed": failed.get(run.tags["dg.config_hash"], []),
+        }
+        for run in chosen
+    ]
 
 
 def _evaluations(
