@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dgharness import registry, tracking
-from dgharness.config import SHOWN, DataConfig, TTAConfig, given
+from dgharness.config import DataConfig, TTAConfig, given
 from dgharness.errors import UsageError, did_you_mean
+from dgharness.finished import Kept, find_finished, kept_checkpoint
 from dgharness.hparams import checked
 from dgharness.predictions import Predictions, read_predictions
 from dgharness.report.measured import LOGGED_AS, SUMMARIES, Format, as_csv, as_json, as_text, chosen, measured
@@ -54,18 +55,6 @@ class Asked:
     track: bool = True
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A checkpoint of a finished run that was kept."""
-
-    step: int
-    rules: tuple[str, ...]  # that chose it
-    weights: str = ""  # the name that its weights are kept under; empty if they are not
-
-    def __str__(self) -> str:
-        return f"checkpoint {self.step}, chosen by {', '.join(self.rules)}"
-
-
 @dataclass
 class Outputs:
     """Predictions by split and kind, and what the dataset's own evaluation says of them."""
@@ -84,8 +73,8 @@ def run_evaluate(asked: Asked) -> None:
     for plugin in asked.plugins:
         registry.add_plugin(plugin)
     with tempfile.TemporaryDirectory() as scratch:
-        rundir = _find(asked, Path(scratch))
-        kept = _checkpoint(rundir, asked.checkpoint)
+        rundir = find_finished(asked.run_id, Path(asked.output), Path(scratch))
+        kept = kept_checkpoint(rundir, asked.checkpoint)
         to_stderr(f"run {rundir.state.run_id}  {rundir.state.name}  {kept}")
         outputs, temperature = _outputs(asked, changes, rundir, kept)
     table = chosen(
@@ -138,58 +127,6 @@ def _changes(asked: Asked) -> dict[str, Any]:
     if asked.data_root and not asked.dataset:
         tree.setdefault("execution", {})["data_root"] = asked.data_root
     return tree
-
-
-# --- the run and its checkpoint --------------------------------------------------------------------
-
-
-def _find(asked: Asked, scratch: Path) -> RunDir:
-    """The run in its directory, or as the store has it; one that has not finished is a mistake."""
-    try:
-        rundir = RunDir.open(Path(asked.output), asked.run_id)
-    except UsageError as missing:
-        if (Path(asked.output) / asked.run_id / "run.json").is_file():
-            raise
-        uri = tracking.tracking_uri()
-        fetched = tracking.fetch_run(uri, asked.run_id, scratch)
-        if fetched is None:
-            raise UsageError(f"{missing}; nor is it in the MLflow store {tracking.public(uri)}") from None
-        to_stderr(f"run {fetched.state.run_id} is not in {asked.output}; taken from {tracking.public(uri)}")
-        rundir = fetched
-    state = rundir.state
-    if state.status != "FINISHED":
-        raise UsageError(
-            f"run {state.run_id} is {state.status} and has no result to measure; dgharness train --resume "
-            f"{state.run_id} ends it"
-        )
-    return rundir
-
-
-def _checkpoint(rundir: RunDir, wanted: str) -> Kept:
-    """A kept checkpoint by the rule that chose it, by its step, or the one that the run shows."""
-    rundir.load_final()
-    step_of = {
-        metric.key.split("/")[1]: int(metric.value)
-        for metric in rundir.journal
-        if metric.key.startswith("chosen/") and metric.key.endswith("/step")
-    }
-    if not (evaluations := rundir.evaluations()):
-        raise UsageError(
-            f"the store has not got all of run {rundir.state.run_id}; run dgharness sync where it was trained"
-        )
-    step_of.setdefault("last", evaluations[-1]["step"])
-    name = wanted or rundir.state.tags.get("dg.shown", SHOWN)
-    steps = {str(step): step for step in step_of.values()}
-    if name not in step_of and name not in steps:
-        raise UsageError(
-            f"run {rundir.state.run_id} has kept no checkpoint {name!r}; "
-            f"{did_you_mean(name, [*step_of, *steps])}"
-        )
-    step = step_of.get(name, steps.get(name))
-    assert step is not None
-    rules = sorted((rule for rule in step_of if step_of[rule] == step), key=lambda rule: rule != name)
-    weights = [rule for rule in rules if (rundir.path / f"weights-{rule}.pt").is_file()]
-    return Kept(step, tuple(rules), weights[0] if weights else "")
 
 
 # --- its predictions -------------------------------------------------------------------------------
