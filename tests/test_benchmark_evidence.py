@@ -12,8 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from dgharness.algorithms.ib_irm import IBIRMHparams, ib_irm
@@ -272,12 +274,18 @@ SMALLEST = {
     "meta_dmoe": ["--seeds=1", "--steps=520"],
 }
 SHARED = {"common", "evidence", "vectorized"}
+SIMULATED = {"comparisons"}
 
 
 def test_every_benchmark_is_run_by_a_test() -> None:
     from test_benchmarks import SMALLEST as MEASURING_TIME
 
-    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*SMALLEST, *MEASURING_TIME, *SHARED}
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {
+        *SMALLEST,
+        *MEASURING_TIME,
+        *SHARED,
+        *SIMULATED,
+    }
 
 
 @pytest.mark.slow
@@ -297,3 +305,20 @@ def test_every_command_writes_its_table(imported: Any, name: str, tmp_path: Path
     assert judged in text and "Made by `python benchmarks/" in text
     cells = tmp_path / "cells.jsonl"
     assert name == "domainbed_colored_mnist" or all(map(json.loads, cells.read_text().splitlines()))
+
+
+def test_simulated_comparisons_write_their_tables(
+    imported: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "table.md"
+    monkeypatch.setattr(sys, "argv", ["comparisons.py", "--tables=2", f"--out={out}"])
+    imported("comparisons").main()
+    assert out.read_text().count("\n| ---") == 4 and "Made by `python benchmarks/" in out.read_text()
+
+
+def test_sign_flips_are_those_of_scipys_permutation_test(imported: Any) -> None:
+    value_Rkn = np.random.RandomState(0).normal(0.5, 1, (2, 3, 7))
+    exact = stats.permutation_test(
+        (value_Rkn,), np.sum, permutation_type="samples", n_resamples=np.inf, axis=2, vectorized=True
+    )
+    assert np.allclose(imported("comparisons").flips(value_Rkn), exact.pvalue)

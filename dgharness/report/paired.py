@@ -75,7 +75,7 @@ def compare(rival: Sequence[ByTrial], baseline: Sequence[ByTrial]) -> Comparison
         return Comparison(0.0, None, None, 1.0, 1.0, n)
     mean_n = difference_nm.mean(1)
     mean = float(mean_n.mean())
-    wide = hierarchical_se(difference_nm)
+    wide = float(hierarchical_se(difference_nm))
     half = float(stdtrit(n - 1, 1 - ALPHA / 2)) * wide
     low, high = (mean - half, mean + half) if wide > _ROUNDING else (None, None)
     if np.ptp(mean_n) <= _ROUNDING:
@@ -86,18 +86,18 @@ def compare(rival: Sequence[ByTrial], baseline: Sequence[ByTrial]) -> Comparison
     return Comparison(mean, low, high, p, p, n, sd)
 
 
-def hierarchical_se(difference_nm: np.ndarray) -> float:
+def hierarchical_se(difference_nm: np.ndarray) -> np.ndarray:
     """Standard error of the mean by a hierarchical bootstrap: trials, then held-out domains within each.
 
     Drawing n trials with replacement, and m domains with replacement in each of them, gives the mean the
     variance (B + W/m) / n: B is the variance of the trials' means, W that within a trial, averaged over
     trials (both with ddof=0). No draw is needed to know it. B is too small by (n - 1)/n, so the result is
-    inflated by sqrt(n / (n - 1)). With one domain that is the ordinary standard error.
+    inflated by sqrt(n / (n - 1)). With one domain that is the ordinary standard error. Leading axes are kept.
     """
-    n, m = difference_nm.shape
-    between = difference_nm.mean(1).var()
-    within = difference_nm.var(1).mean()
-    return math.sqrt((between + within / m) / (n - 1))
+    n, m = difference_nm.shape[-2:]
+    between = difference_nm.mean(-1).var(-1)
+    within = difference_nm.var(-1).mean(-1)
+    return np.sqrt((between + within / m) / (n - 1))
 
 
 def holm(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
