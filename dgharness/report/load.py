@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dgharness import tracking
@@ -18,13 +18,20 @@ NAMED_BY_A_PATH = ("csv:", "parquet:", "folder:")  # datasets that are the same 
 
 
 @dataclass(frozen=True)
-class Found:
-    """What an experiment holds, and what its sweeps had planned."""
+class Runs:
+    """Runs to compare, wherever they come from, and what was planned."""
+
+    records: list[RunRecord]
+    expected: dict[Block, list[Expected]] | None = None  # None where there was no sweep
+    not_applicable: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)  # see NotApplicable
+    source: str = ""  # what captions say of runs that were not tracked here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Runs):
+    """What an experiment holds."""
 
     store: tracking.Store
-    records: list[RunRecord]
-    expected: dict[Block, list[Expected]] | None  # None where there was no sweep
-    not_applicable: dict[tuple[str, tuple[str, ...]], str]  # (algorithm, targets) -> reason
 
 
 def load_experiment(experiment: str, uri: str | None = None) -> Found:
@@ -55,7 +62,6 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
         slot = (found.algorithm, found.targets, found.hparams_seed, found.trial_seed)
         expected.setdefault(block_of(found), []).append(slot)
     return Found(
-        store,
         records,
         {block: list(dict.fromkeys(slots)) for block, slots in expected.items()} if plans else None,
         {
@@ -64,6 +70,7 @@ def load_experiment(experiment: str, uri: str | None = None) -> Found:
             for entry in plan
             if entry["not_applicable"]
         },
+        store=store,
     )
 
 

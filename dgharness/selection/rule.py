@@ -51,6 +51,7 @@ class RunRecord:
     cost: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     ended: int | None = None  # milliseconds since 1970
+    precedence: int = 0  # the lowest of tied draws wins, before their hyperparameter seeds are looked at
 
     @property
     def validates_on_held_out(self) -> bool:
@@ -99,7 +100,7 @@ def choose(rule: Rule, runs: Sequence[RunRecord], pairs: Sequence[RunRecord] = (
     the draw's pairs lacks is left out.
     """
     best: Choice | None = None
-    for run in sorted(runs, key=lambda run: (run.hparams_seed, run.run_id)):
+    for run in sorted(runs, key=lambda run: (run.precedence, run.hparams_seed, run.run_id)):
         for evaluation in _candidates(rule, run):
             others = _others(run, evaluation, pairs) if rule.pairs else {}
             if others is None:
