@@ -195,6 +195,7 @@ def _run(asked: Asked, names: Sequence[str]) -> Part:
             "params": state.params,
             "ended": state.ended,
             "metrics": {},
+            "failed": [],
             "status": state.status,
             "evaluations": rundir.evaluations(),
         }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_runs import run_small
 
-from dgharness.diagnosing import OF_A_RUN
+from dgharness.diagnosing import OF_A_RUN, Asked, run_diagnose
 from dgharness.diagnostics.render import as_json, as_text
 from dgharness.errors import NotApplicable, UsageError
 from dgharness.figures import as_png
@@ -126,3 +126,16 @@ def test_of_many_domains_the_largest_of_both_kinds_are_looked_at(trained, monkey
     few = dataclasses.replace(trained).sample
     assert few.domains == ("+90%", "-90%") and few.trained_on == (True, False)
     assert np.bincount(few.domain_N).tolist() == [50, 50]
+
+
+def test_the_command_diagnoses_a_run_by_its_id(result, capsys, monkeypatch):
+    store = f"sqlite:///{result.path.parents[1] / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    names = ["label-shift", "domain-distances"]
+    asked = Asked(result.run_id, only=names, output=str(result.path.parent), as_json=True)
+    run_diagnose(asked)
+    found = {one["diagnosis"]: one for one in json.loads(capsys.readouterr().out)}
+    assert sorted(found) == sorted(names)
+    pairs = {(row["domain"], row["other"]) for row in found["domain-distances"]["table"]}
+    assert pairs == {("+90%", "+80%"), ("+90%", "-90%"), ("+80%", "-90%")}
+    assert "checkpoint training-domain-validation" in found["domain-distances"]["title"]
