@@ -6,12 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_runs import run_small, signal_after
 from test_report import cell, record
 
+from dgharness.errors import Interrupted
 from dgharness.report.cells import build_tables
 from dgharness.report.cost import cost_tables, queries
 from dgharness.report.every_rule import applicable, with_queries
+from dgharness.report.load import load_experiment
 from dgharness.report.load import record as from_store
+from dgharness.reporting import Asked, run_report
 from dgharness.selection.auroc import auroc
 from dgharness.selection.last import last
 from dgharness.selection.rule import RunRecord
@@ -38,7 +42,7 @@ def test_a_row_adds_up_its_draws_within_each_trial():
     assert cell(table, "erm on -90%", "seconds").trials == {0: 1 + 2 + 3, 1: 2 + 3 + 4}
     assert cell(table, "erm on -90%", "training images").trials == {0: 2400, 1: 2400}
     assert cell(table, "erm on -90%", "test-set queries").trials == {0: 6, 1: 6}
-    assert "In all: 6 finished runs, 0 failed attempts, 15 seconds," in table.caption[-1]
+    assert "In all: runs 6, failed attempts 0, seconds 15," in table.caption[-1]
 
 
 def test_attempts_that_failed_are_counted_with_their_time_whether_or_not_a_later_one_finished():
@@ -61,7 +65,7 @@ def test_a_cost_that_was_not_logged_is_not_a_number_and_names_the_run():
 
 def test_an_attempt_that_nobody_saw_end_is_said_to_be_untimed():
     table = table_of(run(more={"failed_attempts": 1, "untimed_attempts": 1}))
-    assert table.notes == ("1 attempts ended without a time and are counted, but not their seconds.",)
+    assert table.notes == ("Attempts that nobody saw end are counted, but not their seconds: 1.",)
 
 
 def facts(failed: list[tuple[int, int | None]], **more: Any) -> dict[str, Any]:
@@ -160,3 +164,20 @@ def test_queries_stand_in_the_caption_of_their_own_table():
     tables = with_queries(build_tables(runs, [last]), runs)
     assert ["erm 2." in table.caption[-1] for table in tables] == [True, False]
     assert ["vrex 2." in table.caption[-1] for table in tables] == [False, True]
+
+
+def test_a_report_counts_an_interrupted_attempt_and_takes_a_rule_by_its_other_name(
+    mlflow_store, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    with signal_after(3), pytest.raises(Interrupted):
+        run_small(mlflow_store, tmp_path / "first")
+    run_small(mlflow_store, tmp_path / "second")
+    experiment = "colored-digits/leave-one-domain-out"
+    (found,) = load_experiment(experiment, mlflow_store).records
+    assert found.status == "FINISHED" and found.cost["failed_attempts"] == 1
+    assert found.cost["failed_seconds"] > 0 and "test-domain-validation" in found.rules
+
+    run_report(Asked([experiment], rules=["OracleMeanAcc", "test-mean-accuracy"], cost=True))
+    printed = capsys.readouterr().out
+    assert printed.startswith("test-mean-accuracy (oracle)\n") and "failed attempts 1" in printed

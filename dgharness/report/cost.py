@@ -75,7 +75,7 @@ def _table(group: Comparable) -> Table:
     apart = group.apart
     notes = [cell.detail for row in rows for cell in row.cells if cell.detail]
     if untimed := sum(record.cost.get("untimed_attempts", 0) for record in group.records):
-        notes.append(f"{untimed:.0f} attempts ended without a time and are counted, but not their seconds.")
+        notes.append(f"Attempts that nobody saw end are counted, but not their seconds: {untimed:.0f}.")
     return Table(
         title="cost",
         block=group.block,
@@ -111,5 +111,6 @@ def _summed(name: str, found: Mapping[int, Spent], of_trial: Mapping[int, Sequen
 
 
 def _in_all(total: Spent) -> str:
-    named = [f"{value:.0f} {name}" for name, value in total.totals.items() if not math.isnan(value)]
-    return f"In all: {total.finished} finished runs, {total.failed} failed attempts, {', '.join(named)}."
+    counts = {"runs": total.finished, "failed attempts": total.failed} | dict(total.totals)
+    named = [f"{name} {value:.0f}" for name, value in counts.items() if not math.isnan(value)]
+    return f"In all: {', '.join(named)}."
