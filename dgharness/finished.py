@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgharness import tracking
+from dgharness import registry, tracking
 from dgharness.config import SHOWN
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.rundir import RunDir
@@ -62,7 +62,7 @@ def kept_checkpoint(rundir: RunDir, wanted: str) -> Kept:
             f"the store has not got all of run {rundir.state.run_id}; run dgharness sync where it was trained"
         )
     step_of.setdefault("last", evaluations[-1]["step"])
-    name = wanted or rundir.state.tags.get("dg.shown", SHOWN)
+    name = registry.canonical("selection", wanted or rundir.state.tags.get("dg.shown", SHOWN))
     steps = {str(step): step for step in step_of.values()}
     if name not in step_of and name not in steps:
         raise UsageError(

@@ -158,6 +158,13 @@ def test_text_csv_and_json_say_the_same(train, evaluate, table):
     assert any(line.split()[:3] == ["wga", wga[0], f"{wga[1]:.3f}"] for line in text.splitlines())
 
 
+def test_a_checkpoint_has_the_names_of_its_rules_and_its_step(train, table):
+    result = train("vrex")
+    by_rule = table(result.run_id, "--checkpoint", "worst-group")
+    for name in ("ValWorstAccAttributeYes", result.chosen["worst-group"].step):
+        pd.testing.assert_frame_equal(table(result.run_id, "--checkpoint", name), by_rule)
+
+
 def test_metrics_and_slices_are_chosen_by_name(train, table):
     found = table(train("vrex").run_id, "--metric", "nll,wga", "--metric", "auroc", "--by", "all,group")
     assert set(found["metric"]) == {"loss", "wga", "auroc"}  # nll, as the loss is logged
