@@ -136,7 +136,7 @@ def report(
     rule: Shown = [],  # noqa: B006
     baseline: Annotated[str, typer.Option(help="Differences are to this algorithm.")] = "erm",
     extra: Annotated[
-        list[str], typer.Option("--extra", help="Further metrics: wga, ece, cost/seconds, ...")
+        list[str], typer.Option("--extra", help="Metrics beside: cost/seconds, ...; none. (default: wga,ece)")
     ] = [],  # noqa: B006
     gaps: Annotated[bool, typer.Option("--gaps", help="What each rule loses to the oracle.")] = False,
     cost: Annotated[

@@ -16,6 +16,7 @@ from scipy import stats
 from dgharness.errors import UsageError
 from dgharness.names import slug
 from dgharness.report.cells import build_tables
+from dgharness.report.extras import usual_extras
 from dgharness.report.render import render, shown
 from dgharness.report.table import Cell, Table
 from dgharness.selection.last import last
@@ -431,6 +432,17 @@ def test_a_large_and_steady_difference_is_called_significant_in_every_format():
     caption = " ".join(table.caption)
     assert "(1 marked)" in caption
     assert "no p below 0.062 (0.062 after correction) is reachable with 5 trials" in caption
+
+
+def test_worst_group_and_calibration_stand_beside_results_if_every_scored_checkpoint_has_them():
+    def run(name: str, **metrics: float) -> RunRecord:
+        return record(name, evaluations=(Evaluation(1, {"val/acc/a": 0.5}), Evaluation(2, metrics)))
+
+    whole = run("erm", **{"test/acc/a": 0.5, "test/wga": 0.1, "test/ece": 0.2})
+    bare = run("vrex", **{"test/acc/a": 0.5, "test/ece": 0.2})
+    error = run("erm", **{"test/mse/a": 2.0, "test/mse_worst_group": 3.0})
+    assert usual_extras([whole]) == ["wga", "ece"] and usual_extras([whole, bare]) == ["ece"]
+    assert usual_extras([error]) == ["mse_worst_group"] and usual_extras([]) == []
 
 
 # --- formats ---------------------------------------------------------------------------------------
