@@ -54,7 +54,7 @@ class Prepared:
 
     @property
     def name(self) -> str:
-        """As it stands in MLflow: ``irmv1/sketch/h3t1``, the dataset in between if the experiment has a name."""
+        """As it stands in MLflow: ``irmv1/sketch/h3t1``; with the dataset in experiments of another name."""
         config = self.config
         dataset = f"{self.dataset.name}/" if config.execution.experiment else ""
         targets = listed(self.splits.targets, "+")
