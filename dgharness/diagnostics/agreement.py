@@ -71,9 +71,16 @@ class Pairs:
         return len(self.one_P)
 
 
-def pairs_of(in_distribution: Agreement, out_of_distribution: Agreement, first: int = 0) -> Pairs:
-    """Every pair that shares at least 30 rows of both splits; runs are numbered from ``first``."""
-    one_P, other_P = np.triu_indices(len(in_distribution.accuracy_R), 1)
+def pairs_of(
+    in_distribution: Agreement, out_of_distribution: Agreement, run_R: np.ndarray, first: int = 0
+) -> Pairs:
+    """Every pair that shares at least 30 rows of both splits; their members are numbered from ``first``.
+
+    Members with the same number in ``run_R`` are checkpoints of one run, and no pair.
+    """
+    one_P, other_P = np.triu_indices(len(run_R), 1)
+    apart_P = run_R[one_P] != run_R[other_P]
+    one_P, other_P = one_P[apart_P], other_P[apart_P]
 
     def probit(found: Agreement) -> np.ndarray:
         value_P, count_P = found.agreement_RR[one_P, other_P], found.shared_RR[one_P, other_P]

@@ -8,6 +8,7 @@ Shapes: R runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,12 @@ from dgharness.diagnostics.agreement import (
 from dgharness.diagnostics.curves import label_accuracies
 from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.line import clipped, line, scaled
+from dgharness.diagnostics.points import numbered
 from dgharness.diagnostics.tracked import SEALED, TrackedRuns, in_distribution
 from dgharness.errors import NotApplicable
 from dgharness.figures import Figure, drawn, look
 from dgharness.predictions import Predictions
+from dgharness.selection.rule import RunRecord
 
 RELIABLE = 0.95  # R² of the agreement's line from which Baek et al. trust its predictions
 
@@ -39,10 +42,14 @@ def agreement_on_the_line(tracked: TrackedRuns) -> Diagnosis:
 
     Fewer than 3 pairs of runs on the same data, or a task without classes, are NotApplicable.
     """
-    runs, pairs = _compared(tracked)
+    found = _compared(tracked)
+    runs, pairs = found.runs, found.pairs
     slope, bias = agreement_line(pairs)
     if np.isnan(slope):
-        raise NotApplicable("all pairs of runs agree alike in distribution, and no line goes through them")
+        raise NotApplicable(
+            "all pairs of runs agree alike in distribution, and no line goes through them; train runs that "
+            "differ more"
+        )
     id_R, ood_R = runs["ID accuracy"].to_numpy(), runs["OOD accuracy"].to_numpy()
     runs["ALine-S"], runs["ALine-D"] = aline_s(id_R, slope, bias), aline_d(id_R, pairs, slope)
     r2 = _r2(pairs.id_P, pairs.ood_P)
@@ -53,19 +60,19 @@ def agreement_on_the_line(tracked: TrackedRuns) -> Diagnosis:
         runs[f"error of {name}"] = off[name]
     by_algorithm = runs.groupby("algorithm", sort=False)
     table = by_algorithm.mean()
-    table.insert(0, "runs", by_algorithm.size())
+    table.insert(0, "checkpoints", by_algorithm.size())
     return Diagnosis(
         name="agreement",
         title="agreement of runs in and out of distribution",
-        caption="Share of the same rows, in distribution and of the test split, on which two runs, at the "
-        f"checkpoints that {tracked.rule.name} chooses, predict the same class: {len(pairs)} pairs that "
+        caption="Share of the same rows, in distribution and of the test split, on which two runs, at their "
+        f"{tracked.checkpoints} checkpoints, predict the same class: {len(pairs)} pairs that "
         f"share at least {FEWEST_SHARED} rows of the same data. The line of agreement on the probit scale "
         "foretells accuracy on the target from unlabelled examples (ALine-S from the line alone, ALine-D "
         "from each run's agreements); errors are mean absolute differences to the true accuracy. Baek et "
         f"al., 2022. {SEALED}",
         table=table.reset_index(),
         figure=lambda: _figure(runs, pairs, (slope, bias), of_accuracy),
-        findings=_findings(slope, bias, r2, of_accuracy, error, len(runs)),
+        findings=_findings(slope, bias, r2, of_accuracy, error, len(runs), found.missing),
         metrics={
             "agreement/slope": slope,
             "agreement/bias": bias,
@@ -75,23 +82,35 @@ def agreement_on_the_line(tracked: TrackedRuns) -> Diagnosis:
     )
 
 
-def _compared(tracked: TrackedRuns) -> tuple[pd.DataFrame, Pairs]:
-    """Every run with its accuracies, and the pairs of runs on the same data."""
-    by_data: dict[str, list[tuple[str, Predictions]]] = {}
-    for choice in tracked.chosen():
-        found = tracked.predictions(choice.run, choice.evaluation.step)
+@dataclass(frozen=True)
+class _Compared:
+    runs: pd.DataFrame  # of every checkpoint: its algorithm and accuracies
+    pairs: Pairs  # of checkpoints of different runs on the same data
+    missing: int  # scored checkpoints without stored predictions
+
+
+def _compared(tracked: TrackedRuns) -> _Compared:
+    """Every scored checkpoint whose predictions are stored."""
+    by_data: dict[str, list[tuple[RunRecord, Predictions]]] = {}
+    missing = 0
+    for run, evaluation in tracked.scored():
+        try:
+            found = tracked.predictions(run, evaluation.step)
+        except NotApplicable:
+            missing += 1
+            continue
         if found.task != "classification":
             raise NotApplicable(f"it compares predicted classes, and the task is {found.task}")
-        digest = choice.run.tags.get("dg.data_digest", "")
-        by_data.setdefault(digest, []).append((tracked.label(choice.run), found))
+        by_data.setdefault(run.tags.get("dg.data_digest", ""), []).append((run, found))
     rows: list[tuple[str, float, float]] = []
     pairs: list[Pairs] = []
     for members in by_data.values():
         inside = agreement([in_distribution(found) for _, found in members])
         outside = agreement([found.of("test") for _, found in members])
-        pairs.append(pairs_of(inside, outside, first=len(rows)))
+        run_R = numbered(pd.Series([run.run_id for run, _ in members]))
+        pairs.append(pairs_of(inside, outside, run_R, first=len(rows)))
         rows += zip(
-            (label for label, _ in members),
+            (tracked.label(run) for run, _ in members),
             clipped(inside.accuracy_R, inside.count_R),
             clipped(outside.accuracy_R, outside.count_R),
             strict=True,
@@ -99,10 +118,11 @@ def _compared(tracked: TrackedRuns) -> tuple[pd.DataFrame, Pairs]:
     count = sum(map(len, pairs))
     if count < FEWEST_PAIRS:
         raise NotApplicable(
-            f"{count} pairs of runs have predicted the same rows, and a line needs {FEWEST_PAIRS}; run more "
-            "algorithms or draws on the same trial"
+            f"{count} pairs of runs have stored what they predict on the same rows, and a line needs "
+            f"{FEWEST_PAIRS}; run more algorithms or draws on the same trial"
         )
-    return pd.DataFrame(rows, columns=["algorithm", "ID accuracy", "OOD accuracy"]), joined(pairs)
+    runs = pd.DataFrame(rows, columns=["algorithm", "ID accuracy", "OOD accuracy"])
+    return _Compared(runs, joined(pairs), missing)
 
 
 def _r2(x_P: np.ndarray, y_P: np.ndarray) -> float:
@@ -115,11 +135,12 @@ def _findings(
     r2: float,
     of_accuracy: tuple[float, float],
     error: Mapping[str, float],
-    runs: int,
+    checkpoints: int,
+    missing: int,
 ) -> tuple[str, ...]:
     said = [
-        f"Agreement: slope {slope:.2f}, bias {bias:.2f}, R² {r2:.2f}; accuracy of the same {runs} runs: "
-        f"slope {of_accuracy[0]:.2f}, bias {of_accuracy[1]:.2f}.",
+        f"Agreement: slope {slope:.2f}, bias {bias:.2f}, R² {r2:.2f}; accuracy of the same {checkpoints} "
+        f"checkpoints: slope {of_accuracy[0]:.2f}, bias {of_accuracy[1]:.2f}.",
         "Mean absolute error of the accuracy foretold, in points: "
         + ", ".join(f"{name} {100 * value:.1f}" for name, value in error.items())
         + "; the last takes the accuracy in distribution for that on the target.",
@@ -129,6 +150,8 @@ def _findings(
             f"R² of the agreement is below {RELIABLE}: where the target is unlabelled, these predictions are "
             "not to be relied on."
         )
+    if missing:
+        said.append(f"{missing} scored checkpoints have no stored predictions and are left out.")
     return tuple(said)
 
 

@@ -64,7 +64,7 @@ def test_runs_that_share_too_few_rows_make_no_pair():
     classes = torch.zeros(60, dtype=torch.long)
     found = agreement([predictions(classes, torch.arange(60)), predictions(classes, torch.arange(31, 91))])
     assert found.shared_RR[0, 1] == 29 and np.isnan(found.agreement_RR[0, 1])
-    assert not len(pairs_of(found, found))
+    assert not len(pairs_of(found, found, np.arange(2)))
 
 
 def on_the_line(slope: float, bias: float, runs: int = 8) -> tuple[np.ndarray, np.ndarray, Pairs]:
@@ -112,5 +112,5 @@ def test_runs_that_agreements_do_not_determine_have_no_estimate():
 
 def test_runs_of_other_data_are_never_paired():
     both = Agreement(np.full((2, 2), 0.8), np.full((2, 2), 90), np.array([0.7, 0.7]), np.array([90, 90]))
-    pairs = joined([pairs_of(both, both), pairs_of(both, both, first=2)])
+    pairs = joined([pairs_of(both, both, np.arange(2), first) for first in (0, 2)])
     assert list(zip(pairs.one_P, pairs.other_P, strict=True)) == [(0, 1), (2, 3)]
