@@ -21,8 +21,9 @@ from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.tracked import SEALED
 from dgharness.diagnostics.trained import Trained, attributes, need_classes
 from dgharness.figures import Figure, drawn, look
-from dgharness.names import listed, slug
+from dgharness.names import slug
 
+NAMED = 5  # targets in a sentence
 LOST = 0.1  # of its accuracy, which is worth a sentence
 
 CAPTION = (
@@ -162,7 +163,8 @@ def _findings(table: pd.DataFrame) -> Iterator[str]:
             for domain, share in zip(lost["domain"], lost["rule_accuracy"], strict=True)
         ]
         if shares:
-            yield f"{name}: the same rule is right for only {listed(shares)}."
+            more = f" and of {len(shares) - NAMED} targets more" if len(shares) > NAMED else ""
+            yield f"{name}: the same rule is right for only {', '.join(shares[:NAMED])}{more}."
 
 
 def _figure(table: pd.DataFrame) -> Figure:
