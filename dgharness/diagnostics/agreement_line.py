@@ -145,6 +145,11 @@ def _findings(
         + ", ".join(f"{name} {100 * value:.1f}" for name, value in error.items())
         + "; the last takes the accuracy in distribution for that on the target.",
     ]
+    if min(error["ALine-S"], error["ALine-D"]) > 0.9 * error["ID accuracy"]:
+        said.append(
+            "Agreement foretells the target's accuracy hardly better than accuracy in distribution does, "
+            "whatever its R²: runs that rely on the same spurious feature agree where they are wrong."
+        )
     if not r2 >= RELIABLE:
         said.append(
             f"R² of the agreement is below {RELIABLE}: where the target is unlabelled, these predictions are "
