@@ -123,12 +123,10 @@ def _rules(asked: Asked, found: Sequence[Runs]) -> list[str]:
 def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
     """The tables of one experiment; every rule is shown side by side, by its averages."""
     from dgharness.report.cells import build_tables
-    from dgharness.report.domainbed_results import as_its_scripts
     from dgharness.report.every_rule import with_queries
     from dgharness.report.published import beside
 
-    if found.source:
-        rules = [as_its_scripts(rule) for rule in rules]
+    rules = _as_there(rules, found)
     tables = build_tables(
         found.records,
         rules,
@@ -145,6 +143,13 @@ def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
     if asked.rules == EVERY:
         tables = with_queries(tables, found.records)
     return [beside(table, found.records) for table in tables] if REFERENCE in asked.against else tables
+
+
+def _as_there(rules: Sequence[Rule], found: Runs) -> Sequence[Rule]:
+    """The rules as they decide ties where the runs were made."""
+    from dgharness.report.domainbed_results import as_its_scripts
+
+    return [as_its_scripts(rule) for rule in rules] if found.source else rules
 
 
 def _extras(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[str]:
@@ -174,12 +179,14 @@ def _page(
     drawn = list(drawn)
     for each in found:
         plan: Any = {"expected": each.expected, "not_applicable": each.not_applicable}
-        budgets = budget_curves(each.records, rules[0], **plan)
+        rule = _as_there(rules, each)[0]
+        budgets = budget_curves(each.records, rule, **plan)
         for group, budget in zip(comparable(each.records, each.expected), budgets, strict=True):
-            drawn += pictures(group, rules[0], each.not_applicable)
+            drawn += pictures(group, rule, each.not_applicable)
             drawn.append(budget_picture(budget, group.measure))
     records = [record for each in found for record in each.records]
-    return page(Subject(asked.experiments, rules, records), tables, drawn, costs)
+    names = [*asked.experiments, *map(str, asked.imported)]
+    return page(Subject(names, rules, records), tables, drawn, costs)
 
 
 def _write(text: str, to: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sqlite3
 import xml.etree.ElementTree as ElementTree
@@ -19,6 +20,9 @@ from dgharness.report.cost import cost_tables
 from dgharness.report.html import Subject, page
 from dgharness.report.outcomes import comparable
 from dgharness.report.pictures import pictures
+from dgharness.report.rank_table import rank_tables
+from dgharness.report.render import render
+from dgharness.report.render import shown as shown_cell
 from dgharness.reporting import Asked, run_report
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.selection.training_domain_validation import training_domain_validation as rule
@@ -211,6 +215,24 @@ def test_curves_of_one_checkpoint_and_groups_that_were_not_logged_are_left_out()
 
 def test_one_draw_has_no_budget_curve_and_the_page_says_so():
     assert "No curve: every row has one draw of its hyperparameters." in shown(sweep())
+
+
+def of_datasets(number):
+    records = [dataclasses.replace(record, dataset=f"d{n}") for n in range(number) for record in sweep()]
+    return build_tables(records, [rule])
+
+
+@pytest.mark.parametrize(("datasets", "ranked", "plots"), [(1, 0, 0), (2, 1, 0), (5, 1, 1)])
+def test_ranks_are_a_table_from_two_datasets_on_and_a_plot_from_five(datasets, ranked, plots):
+    tables, figures = rank_tables(of_datasets(datasets), [rule])
+    assert (len(tables), len(figures)) == (ranked, plots)
+    for table in tables:
+        assert table.block.dataset == ", ".join(f"d{n}" for n in range(datasets))
+        assert [shown_cell(row.cells[0], table.columns[0]) for row in table.rows] == ["1.5", "1.5"]  # alike
+        for form in ("text", "markdown", "latex", "csv", "json"):
+            assert "1.5" in render([table], form)
+    text = page(Subject(["several"], [rule], []), tables, figures)
+    assert text.count("<svg") == plots
 
 
 def test_the_command_writes_a_page_and_tracks_it(mlflow_store, tmp_path, monkeypatch, capsys):

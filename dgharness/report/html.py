@@ -25,7 +25,7 @@ QUIET = ("baseline", "n/a")  # what stands in place of a number where nothing is
 class Subject:
     """What a page is about."""
 
-    experiments: Sequence[str]
+    names: Sequence[str]  # experiments, and directories that runs were read from
     rules: Sequence[Rule]
     records: Sequence[RunRecord]
 
@@ -38,7 +38,7 @@ def page(
 ) -> str:
     """The whole page: who was compared and how, then the tables, figures and costs of each comparison."""
     blocks = list(dict.fromkeys(table.block for table in tables))
-    heading = " · ".join(subject.experiments)
+    heading = " · ".join(subject.names)
     style = (resources.files("dgharness.report") / "report.css").read_text(encoding="utf-8")
     lines = [
         "<!DOCTYPE html>",
