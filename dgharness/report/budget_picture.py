@@ -29,6 +29,7 @@ def budget_picture(budget: Budget, measure: Measure) -> Picture:
         high_D = [value + se for value, se in zip(mean_D, se_D, strict=True)]
         ax.fill_between(curve.draws, low_D, high_D, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel="hyperparameter draws", ylabel="accuracy (%)" if times == 100 else measure.name)
+    ax.locator_params(axis="x", integer=True)
     legend(figure, ax, {curve.label: looks[curve.label] for curve in drawn})
     return Picture(
         name,
