@@ -21,14 +21,12 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.axisbelow": True,
     "figure.constrained_layout.use": True,
     "font.size": 9,
     "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
     "savefig.dpi": 160,
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's own font
     "svg.hashsalt": "dgharness",  # the same figure is the same file
@@ -82,20 +80,25 @@ def heat_map(
 
 def as_svg(figure: Figure) -> str:
     """The figure as an SVG element that may stand in an HTML page."""
-    import matplotlib
-
-    stream = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
+    text = _saved(figure, format="svg", metadata={"Date": None}).decode()
     return text[text.index("<svg") :]
 
 
 def as_png(figure: Figure) -> bytes:
     """The figure as the content of a PNG file."""
+    return _saved(figure, format="png")
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
     import matplotlib
 
+    for axes in figure.axes:  # what matplotlib styles when it is made, which was outside of this file
+        if title := axes.get_title():
+            axes.set_title("")
+            axes.set_title(title, loc="left", fontsize=STYLE["axes.titlesize"])
+        if legend := axes.get_legend():
+            legend.set_frame_on(False)
     stream = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="png")
+        figure.savefig(stream, **options)
     return stream.getvalue()
