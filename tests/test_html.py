@@ -233,6 +233,7 @@ def test_ranks_are_a_table_from_two_datasets_on_and_a_plot_from_five(datasets, r
             assert "1.5" in render([table], form)
     text = page(Subject(["several"], [rule], []), tables, figures)
     assert text.count("<svg") == plots
+    assert not ranked or f"<h2>{tables[0].block.dataset}</h2>" in text
 
 
 def test_the_command_writes_a_page_and_tracks_it(mlflow_store, tmp_path, monkeypatch, capsys):

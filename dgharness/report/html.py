@@ -99,9 +99,9 @@ def _section(
     pictures: Sequence[Picture],
     costs: Sequence[Table],
 ) -> Iterator[str]:
-    name, _, setting = str(block).partition(", ")
+    name, _, setting = str(block).partition(", protocol ")
     yield f'<section id="b{number}">'
-    yield f'<h2>{escape(name)}</h2>\n<p class="of">{escape(setting)}</p>'
+    yield f'<h2>{escape(name)}</h2>\n<p class="of">protocol {escape(setting)}</p>'
     for table in tables:
         yield from _table(table)
     for picture in pictures:
