@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -43,6 +45,19 @@ class Asked:
     to: Path | None = None
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for unreachable objects, which would look through millions of live ones again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collection()
 def run_report(asked: Asked) -> None:
     """Print the comparison of the runs of some experiments, by the rule that they show if none is named."""
     from dgharness.report.cost import cost_tables

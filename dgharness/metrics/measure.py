@@ -38,6 +38,12 @@ def measure_of(keys: Iterable[str]) -> Measure:
     return _measure_of(tuple(keys))
 
 
+def shared_measure(checkpoints: Iterable[Iterable[str]]) -> Measure:
+    """The measure that checkpoints of runs on one dataset speak of, by their metric keys."""
+    errors = any(measure_of(keys) is SQUARED_ERROR for keys in checkpoints)
+    return SQUARED_ERROR if errors else ACCURACY
+
+
 @lru_cache(1024)  # thousands of checkpoints have the same keys
 def _measure_of(keys: tuple[str, ...]) -> Measure:
     named = (key.partition("/")[2] for key in keys)

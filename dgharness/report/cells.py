@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
-from dgharness.metrics.measure import ACCURACY, Measure, measure_of
+from dgharness.metrics.measure import ACCURACY, Measure, shared_measure
 from dgharness.report import captions
 from dgharness.report.outcomes import (
     POOLED,
@@ -101,7 +101,7 @@ class _Maker:
     def measure(self) -> Measure:
         """Runs on one dataset are all judged by one measure."""
         first = (evaluation for record in self.records for evaluation in record.evaluations[:1])
-        return measure_of(key for evaluation in first for key in evaluation.metrics)
+        return shared_measure(evaluation.metrics for evaluation in first)
 
     @property
     def unit(self) -> Unit:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dgharness.metrics.measure import measure_of
-from dgharness.selection.rule import RunRecord
+from dgharness.metrics.measure import shared_measure
+from dgharness.selection.rule import RunRecord, beginning
 
 
 def usual_extras(records: Iterable[RunRecord]) -> list[str]:
@@ -14,7 +14,7 @@ def usual_extras(records: Iterable[RunRecord]) -> list[str]:
         evaluation.metrics
         for record in records
         for evaluation in record.evaluations
-        if any(key.startswith("test/") for key in evaluation.metrics)
+        if beginning("test/", tuple(evaluation.metrics))
     ]
-    wanted = (measure_of(key for metrics in scored for key in metrics).worst_group, "ece")
+    wanted = (shared_measure(scored).worst_group, "ece")
     return [name for name in wanted if scored and all(f"test/{name}" in metrics for metrics in scored)]

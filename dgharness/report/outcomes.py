@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
-from dgharness.metrics.measure import Measure, measure_of
+from dgharness.metrics.measure import Measure, shared_measure
 from dgharness.report.refusals import no_choice, no_held_out, no_pairs, unscored
 from dgharness.report.table import OWN_SPLIT, Block, Cell, algorithm_of, block_of, label_of, told_apart
 from dgharness.selection.rule import Choice, Rule, RunRecord, choose, mean, measured_on
@@ -93,7 +93,7 @@ class Comparable:
     def measure(self) -> Measure:
         """Runs on one dataset are all judged by one measure."""
         first = (evaluation for record in self.records for evaluation in record.evaluations[:1])
-        return measure_of(key for evaluation in first for key in evaluation.metrics)
+        return shared_measure(evaluation.metrics for evaluation in first)
 
 
 def comparable(

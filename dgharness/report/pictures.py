@@ -256,9 +256,8 @@ class _Drawer:
                 continue
             pairs = [
                 other
-                for other in runs
-                if self.rule.pairs
-                and label_of(other) == label_of(run)
+                for other in (runs if self.rule.pairs else ())
+                if label_of(other) == label_of(run)
                 and len(other.targets) > len(run.targets)
                 and set(run.targets) < set(other.targets)
             ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Literal
 
 from dgharness.metrics.measure import Measure, measure_of
@@ -52,6 +52,11 @@ class RunRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     ended: int | None = None  # milliseconds since 1970
     precedence: int = 0  # the lowest of tied draws wins, before their hyperparameter seeds are looked at
+
+    @cached_property
+    def choices(self) -> dict[Rule, Choice | None]:
+        """What rules chose of its checkpoints so far; the parts of a report ask one after the other."""
+        return {}
 
     @property
     def validates_on_held_out(self) -> bool:
@@ -101,13 +106,28 @@ def choose(rule: Rule, runs: Sequence[RunRecord], pairs: Sequence[RunRecord] = (
     """
     best: Choice | None = None
     for run in sorted(runs, key=lambda run: (run.precedence, run.hparams_seed, run.run_id)):
-        for evaluation in _candidates(rule, run):
-            others = _others(run, evaluation, pairs) if rule.pairs else {}
-            if others is None:
-                continue
-            score = rule.score(evaluation, others)
-            if score > (best.score if best else -math.inf):
-                best = Choice(run, evaluation, score)
+        own = _of_run(rule, run, pairs) if rule.pairs else _alone(rule, run)
+        if own is not None and (best is None or own.score > best.score):
+            best = own
+    return best
+
+
+def _alone(rule: Rule, run: RunRecord) -> Choice | None:
+    if rule not in run.choices:
+        run.choices[rule] = _of_run(rule, run)
+    return run.choices[rule]
+
+
+def _of_run(rule: Rule, run: RunRecord, pairs: Sequence[RunRecord] = ()) -> Choice | None:
+    """The rule's choice among the checkpoints of one run."""
+    best: Choice | None = None
+    for evaluation in _candidates(rule, run):
+        others = _others(run, evaluation, pairs) if rule.pairs else {}
+        if others is None:
+            continue
+        score = rule.score(evaluation, others)
+        if score > (best.score if best else -math.inf):
+            best = Choice(run, evaluation, score)
     return best
 
 
@@ -170,11 +190,12 @@ def mean(values: Iterable[float]) -> float:
 
 def _by_domain(evaluation: Evaluation, split: str, measure: Measure) -> list[float]:
     metrics = evaluation.metrics
-    return [metrics[key] for key in _beginning(f"{split}/{measure.key}/", tuple(metrics))]
+    return [metrics[key] for key in beginning(f"{split}/{measure.key}/", tuple(metrics))]
 
 
 @lru_cache(1024)  # thousands of checkpoints have the same keys
-def _beginning(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+def beginning(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that begin so."""
     return tuple(key for key in keys if key.startswith(prefix))
 
 
