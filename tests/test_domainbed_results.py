@@ -157,7 +157,7 @@ def our_table(tree: Path, rule) -> dict[str, dict[str, tuple[float, float]]]:
 DRAWN = {
     "all different": lambda source: source.random(),
     "many ties": lambda source: source.randrange(8) / 8,
-    "ties that rounding parts": lambda source: source.randrange(10) / 10,
+    "tenths": lambda source: source.randrange(10) / 10,
     "all tied": lambda source: 0.5 if source.random() < 0.8 else 0.75,
 }
 
@@ -174,6 +174,24 @@ def test_every_cell_and_average_is_domainbeds_own(tmp_path, drawn, method):
         assert list(row) == [*PACS, "average"]
         for name, expected in columns.items():
             assert row[name] == pytest.approx(expected, abs=1e-12), (algorithm, name)
+
+
+def test_a_tie_that_rounding_parts_goes_the_way_of_its_scripts(tmp_path):
+    for env in range(4):
+        others = [i for i in range(4) if i != env]
+        lines = []
+        for step, test, values in ((0, 0.4, (0.3, 0.2, 0.1)), (300, 0.6, (0.1, 0.2, 0.3))):
+            line = {"step": step, **accuracies(4, lambda test=test: test)}
+            lines.append(line | {f"env{i}_out_acc": v for i, v in zip(others, values, strict=True)})
+        job(tmp_path, lines, test_envs=[env])
+    assert np.mean([0.1, 0.2, 0.3]) > np.mean([0.3, 0.2, 0.1])
+    theirs, ours = (
+        its_table(tmp_path, "training-domain")["ERM"],
+        our_table(tmp_path, training_domain_validation)["erm"],
+    )
+    assert {mean for mean, _ in ours.values()} == {mean for mean, _ in theirs.values()} == {0.6}
+    (exact,) = build_tables(read_results(tmp_path).records, [training_domain_validation], gaps=False)
+    assert {cell.mean for cell in exact.rows[0].cells} == {0.4}
 
 
 # --- what a record says ----------------------------------------------------------------------------
