@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dgharness
+from dgharness.metrics.measure import measure_of
 from dgharness.names import slug
 from dgharness.rundir import DatasetInput, RunDir, Status, now_ms
 from dgharness.tracking.store import NOTE, Store, client, public, sentence, store_errors
+from dgharness.tracking.views import offer_views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -218,6 +220,9 @@ class Tracker:
             opened.update_run(run_id, status="RUNNING")
         else:
             opened.set_terminated(run_id, state.status, end_time=state.ended)
+        if state.status == "FINISHED" and (rule := state.tags.get("dg.shown")):
+            measure = measure_of(metric.key for metric in self.rundir.journal)
+            offer_views(opened, self.store.experiment_id, rule, measure)
         self.rundir.set(stored_status=state.status)
 
 
