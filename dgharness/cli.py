@@ -66,7 +66,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one algorithm on one split, tracked in MLflow."""
-    from dgharness.commands import run_train
+    from dgharness.commands.running import run_train
 
     given = flags(
         algorithm=algorithm,
@@ -103,7 +103,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Train algorithms x targets x hyperparameter draws x trials; run it again to continue."""
-    from dgharness.commands import run_sweep
+    from dgharness.commands.running import run_sweep
 
     given = flags(
         dataset=dataset,
@@ -159,7 +159,7 @@ def report(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
-    from dgharness.reporting import Asked, run_report
+    from dgharness.commands.reporting import Asked, run_report
 
     run_report(
         Asked(
@@ -193,7 +193,7 @@ def list_algorithms(
 ) -> None:
     """List the algorithms with their source and trust tier."""
     if context.invoked_subcommand is None:
-        from dgharness.listing import list_entries
+        from dgharness.commands.listing import list_entries
 
         list_entries("algorithms", pattern, unverified, plugin, as_json)
 
@@ -201,7 +201,7 @@ def list_algorithms(
 @algorithms_app.command("show")
 def show_algorithm(name: str, plugin: Plugins = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Paper, equation, hyperparameters, needs, trust tier and source of one algorithm."""
-    from dgharness.listing import show_entry
+    from dgharness.commands.listing import show_entry
 
     show_entry("algorithms", name, plugin, as_json)
 
@@ -210,7 +210,7 @@ def show_algorithm(name: str, plugin: Plugins = [], as_json: AsJson = False) -> 
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
     """List the datasets."""
     if context.invoked_subcommand is None:
-        from dgharness.listing import list_entries
+        from dgharness.commands.listing import list_entries
 
         list_entries("datasets", "*", False, [], as_json)
 
@@ -224,7 +224,7 @@ def show_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Options of a dataset and, where it can be loaded, its examples by domain and group."""
-    from dgharness.listing import show_dataset
+    from dgharness.commands.listing import show_dataset
 
     show_dataset(name, data_root, as_json, set_, plugin)
 
@@ -238,7 +238,7 @@ def check_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Say what is missing or wrong; exits with 1 if anything is, with 2 if it cannot be loaded."""
-    from dgharness.checking import check_dataset
+    from dgharness.commands.checking import check_dataset
 
     check_dataset(name, root, set_, as_json, plugin)
 
@@ -249,7 +249,7 @@ def config_(
     preset: Preset = "",
 ) -> None:
     """Print the settings as commented YAML, to be edited and given to --config."""
-    from dgharness.listing import print_config
+    from dgharness.commands.listing import print_config
 
     print_config(algorithm, preset)
 
@@ -257,7 +257,7 @@ def config_(
 @app.command()
 def sync(output: Output = "") -> None:
     """Deliver to MLflow what runs could not deliver when the store was away."""
-    from dgharness.commands import run_sync
+    from dgharness.commands.running import run_sync
 
     run_sync(output)
 
@@ -265,7 +265,7 @@ def sync(output: Output = "") -> None:
 @app.command()
 def doctor() -> None:
     """Say what is installed, which devices there are, and whether the MLflow store can be used."""
-    from dgharness.commands import run_doctor
+    from dgharness.commands.running import run_doctor
 
     run_doctor()
 

@@ -38,7 +38,7 @@ def evaluate(
     track: Annotated[bool, typer.Option("--track/--no-track", help="Keep the result in MLflow.")] = True,
 ) -> None:
     """Measure a finished run anew: other metrics, other data or another test-time method; nothing trains."""
-    from dgharness.evaluating import Asked, run_evaluate
+    from dgharness.commands.evaluating import Asked, run_evaluate
 
     run_evaluate(
         Asked(
@@ -77,7 +77,7 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """What lies behind the numbers: shift, spurious features, calibration, agreement; printed and tracked."""
-    from dgharness.diagnosing import Asked, run_diagnose
+    from dgharness.commands.diagnosing import Asked, run_diagnose
 
     run_diagnose(
         Asked(

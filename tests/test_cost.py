@@ -9,13 +9,13 @@ import pytest
 from small_runs import run_small, signal_after
 from test_report import cell, record
 
+from dgharness.commands.reporting import Asked, run_report
 from dgharness.errors import Interrupted
 from dgharness.report.cells import build_tables
 from dgharness.report.cost import cost_tables, queries
 from dgharness.report.every_rule import applicable, with_queries
 from dgharness.report.load import load_experiment
 from dgharness.report.load import record as from_store
-from dgharness.reporting import Asked, run_report
 from dgharness.selection.auroc import auroc
 from dgharness.selection.last import last
 from dgharness.selection.rule import RunRecord

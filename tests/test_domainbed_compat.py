@@ -18,8 +18,8 @@ from torch import nn
 from dgharness import registry
 from dgharness.algorithms.erm import erm
 from dgharness.algorithms.irmv1 import irmv1
+from dgharness.commands.listing import show_entry
 from dgharness.errors import UsageError
-from dgharness.listing import show_entry
 from dgharness.models.model import Model
 from dgharness.plugin import Dims
 from dgharness.report.cells import build_tables

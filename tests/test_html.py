@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_runs import run_small
 
+from dgharness.commands.reporting import Asked, run_report
 from dgharness.names import slug
 from dgharness.report.budget import budget_curves
 from dgharness.report.budget_picture import budget_picture
@@ -23,7 +24,6 @@ from dgharness.report.pictures import pictures
 from dgharness.report.rank_table import rank_tables
 from dgharness.report.render import render
 from dgharness.report.render import shown as shown_cell
-from dgharness.reporting import Asked, run_report
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.selection.training_domain_validation import training_domain_validation as rule
 

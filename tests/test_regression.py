@@ -12,12 +12,12 @@ import torch
 from scipy.stats import pearsonr
 from small_runs import QUIET, signal_after, stored
 
+from dgharness.commands.listing import show_dataset
 from dgharness.config import DEFAULT_RULES, compose
 from dgharness.data.dataset import Dataset, InMemory
 from dgharness.data.sampling import make_sampler
 from dgharness.data.tasks import regression, squared_error
 from dgharness.errors import Interrupted, UsageError
-from dgharness.listing import show_dataset
 from dgharness.metrics.measure import ACCURACY, SQUARED_ERROR, measure_of
 from dgharness.metrics.regression import score_regression
 from dgharness.report.cells import build_tables

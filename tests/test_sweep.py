@@ -339,7 +339,7 @@ def test_a_stopped_sweep_is_killed_and_one_that_breaks_is_failed(pool, monkeypat
 
 
 def test_cross_validation_over_pairs_end_to_end(pool, capsys):
-    from dgharness.reporting import Asked, run_report
+    from dgharness.commands.reporting import Asked, run_report
 
     cv = {"rules": ["last", "leave-one-domain-out-cv"]}
     jobs = planned("erm", targets=(), data=THREE_ANGLES, selection=cv)
@@ -349,6 +349,6 @@ def test_cross_validation_over_pairs_end_to_end(pool, capsys):
         Asked(["rotated-digits/leave-one-domain-out"], ["leave-one-domain-out-cv"], format_="json"),
     )
     (table,) = json.loads(capsys.readouterr().out)
-    assert [column["name"] for column in table["columns"]] == ["0", "30", "60", "average"]
+    assert [column["name"] for column in table["columns"]] == ["0", "30", "60", "average", "wga", "ece"]
     (row,) = table["rows"]
     assert all(0 < cell["mean"] < 1 for cell in row["cells"])

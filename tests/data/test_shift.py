@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
+from dgharness.commands.listing import show_dataset
 from dgharness.data.dataset import Dataset
 from dgharness.data.protocols import OFFICIAL
 from dgharness.data.shift import described, imbalance, shift_measures, spurious_correlation
 from dgharness.data.tasks import regression
-from dgharness.listing import show_dataset
 
 WATERBIRDS = {"land": (3498, 56), "water": (184, 1057)}  # land birds and water birds of its training split
 

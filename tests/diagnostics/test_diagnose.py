@@ -8,7 +8,7 @@ import json
 import pytest
 from small_runs import run_small
 
-from dgharness.diagnosing import OF_A_RUN, OVER_RUNS, Asked, run_diagnose
+from dgharness.commands.diagnosing import OF_A_RUN, OVER_RUNS, Asked, run_diagnose
 from dgharness.errors import UsageError
 from dgharness.tracking.store import client, open_store
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_runs import run_small
 
-from dgharness.diagnosing import OF_A_RUN, Asked, run_diagnose
+from dgharness.commands.diagnosing import OF_A_RUN, Asked, run_diagnose
 from dgharness.diagnostics.render import as_json, as_text
 from dgharness.errors import NotApplicable, UsageError
 from dgharness.figures import as_png

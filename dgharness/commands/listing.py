@@ -81,7 +81,7 @@ def show_dataset(
     name: str, data_root: str, as_json: bool, sets: Sequence[str] = (), plugins: Sequence[str] = ()
 ) -> None:
     """Options of a dataset, and its examples by domain, class and group."""
-    from dgharness.checking import looked_at
+    from dgharness.commands.checking import looked_at
     from dgharness.data.groups import metric_groups
     from dgharness.data.shift import described, shift_measures
     from dgharness.step import TokenShape

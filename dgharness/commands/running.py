@@ -1,4 +1,4 @@
-"""What the commands do, each a few calls into the parts; messages go to stderr, data to stdout."""
+"""``dgharness train``, ``sweep``, ``sync`` and ``doctor``."""
 
 from __future__ import annotations
 

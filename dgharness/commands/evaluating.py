@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dgharness import registry, tracking
+from dgharness.commands.finished import Kept, find_finished, kept_checkpoint
 from dgharness.config import DataConfig, TTAConfig, given
 from dgharness.errors import UsageError, did_you_mean
-from dgharness.finished import Kept, find_finished, kept_checkpoint
 from dgharness.hparams import checked
 from dgharness.predictions import Predictions, read_predictions
 from dgharness.report.measured import LOGGED_AS, SUMMARIES, Format, as_csv, as_json, as_text, chosen, measured
