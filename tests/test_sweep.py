@@ -351,4 +351,4 @@ def test_cross_validation_over_pairs_end_to_end(pool, capsys):
     (table,) = json.loads(capsys.readouterr().out)
     assert [column["name"] for column in table["columns"]] == ["0", "30", "60", "average", "wga", "ece"]
     (row,) = table["rows"]
-    assert all(0 < cell["mean"] < 1 for cell in row["cells"])
+    assert all(0 < cell["mean"] < 1 for cell in row["cells"][:4])
