@@ -51,7 +51,7 @@ def legend(figure: Figure, ax: Axes, looks: Mapping[str, tuple[str, str]], lines
         entries,
         [plain(name) for name in looks],
         loc="outside lower center",
-        ncols=6,
+        ncols=max(1, int(figure.get_figwidth() // 1.5)),
         frameon=False,
         fontsize=8,
     )
