@@ -209,6 +209,14 @@ def test_nan_outputs_leave_no_number_that_they_enter():
     assert table.query("slice == 'domain' and name == 'a'")["value"].to_list() == pytest.approx(alone)
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_one_nan_output_leaves_neither_averages_nor_a_worst_slice_that_it_is_in(task):
+    found = predictions(task, outputs=3)
+    found.outputs_NC[int((found.group == 0).nonzero()[0])] = torch.nan
+    summaries = every_metric(found, bootstrap=20).query("slice in ('average', 'worst')")
+    assert len(summaries) >= 5 and summaries[["value", "low", "high"]].isna().all(axis=None)
+
+
 @pytest.mark.parametrize("task", ["classification", "regression", "multilabel"])
 def test_the_order_of_the_examples_does_not_matter(task):
     found = predictions(task)

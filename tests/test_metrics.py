@@ -139,6 +139,14 @@ def test_nan_logits_are_not_a_lucky_class_zero():
     assert scores.domains.acc_K.isnan().tolist() == [False, True, False]
 
 
+def test_nan_logits_of_one_example_leave_no_number_that_it_enters():
+    data = predictions()
+    data["logits_NC"][0], data["group_N"][0] = torch.nan, 1
+    flat = scored(data, train_count_G=torch.ones(4)).flat("val")
+    summaries = {key: value for key, value in flat.items() if key.count("/") == 1 and "count" not in key}
+    assert len(summaries) >= 15 and all(map(math.isnan, summaries.values())), summaries
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_low_and_high_precision_logits_are_scored_as_they_are(dtype):
     data = predictions()

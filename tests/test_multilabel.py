@@ -45,6 +45,11 @@ def test_an_example_without_known_labels_counts_nowhere():
     assert scores.domains.acc_K.tolist() == [1.0, 0.5] and scores.domains.count_K.tolist() == [1, 1]
 
 
+def test_a_nan_output_is_never_a_right_no():
+    right_N, loss_N = judge_labels(torch.full((1, 2), NAN), torch.zeros(1, 2))
+    assert right_N.tolist() == [0.0] and loss_N.isnan().all()
+
+
 def test_a_task_without_classes_has_no_score_of_classes():
     one_N = torch.ones(1)
     scores = score_examples(

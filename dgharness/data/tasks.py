@@ -112,7 +112,7 @@ def judge_labels(logits_NT: Tensor, targets_NT: Tensor) -> tuple[Tensor, Tensor]
     """
     known_NT = ~targets_NT.isnan()
     logits_NT, count_N = logits_NT.double(), known_NT.sum(-1)
-    right_NT = ((logits_NT > 0) == (targets_NT > 0.5)) & known_NT
+    right_NT = ((logits_NT > 0) == (targets_NT > 0.5)) & known_NT & ~logits_NT.isnan()
     loss_N = binary_cross_entropy(logits_NT, targets_NT.double())
     return right_NT.sum(-1).double() / count_N, torch.where(count_N > 0, loss_N, torch.nan)
 

@@ -141,7 +141,7 @@ def by_slice(found: Classified, slices: Slicing) -> dict[str, Tensor]:
         "precision_macro": counts.macro(counts.precision_KC),
         "recall_macro": counts.macro(counts.recall_KC),
         "f1_macro": counts.macro(counts.f1_KC),
-        "class_difference": class_difference(counts.recall_KC),
+        "class_difference": class_difference(counts.recall_KC, counts.present_KC),
         "worst_class_precision": counts.worst(counts.precision_KC),
         "worst_class_f1": counts.worst(counts.f1_KC),
         "ece": calibration_error(confidence_P, correct_P, slices, ECE_BINS),
@@ -168,17 +168,18 @@ def ranked(found: Classified, slices: Slicing, first: int = 0) -> tuple[Tensor, 
     return auroc_and_ap(found.score_CN[first:, index_P], positive_CP, torch.ones_like(positive_CP), slices)
 
 
-def class_difference(recall_KC: Tensor) -> Tensor:
+def class_difference(recall_KC: Tensor, present_KC: Tensor) -> Tensor:
     """Sum [K] over the pairs of classes that have examples of how far their recalls lie apart.
 
-    >>> class_difference(torch.tensor([[0.5, torch.nan, 0.9, 0.6]]))  # .4 + .1 + .3
+    >>> recall_KC = torch.tensor([[0.5, torch.nan, 0.9, 0.6]])
+    >>> class_difference(recall_KC, ~recall_KC.isnan())  # .4 + .1 + .3
     tensor([0.8000])
     """
-    sorted_KC = recall_KC.sort(-1).values  # NaN last
-    present_K = (~recall_KC.isnan()).sum(-1, keepdim=True)
-    weight_KC = 2 * torch.arange(recall_KC.shape[-1]) - present_K + 1
-    found_K = (weight_KC * sorted_KC).nansum(-1)
-    return found_K.masked_fill(present_K[:, 0] == 0, torch.nan)
+    sorted_KC, place_C = recall_KC.sort(-1).values, torch.arange(recall_KC.shape[-1])  # NaN last
+    present_K1 = present_KC.sum(-1, keepdim=True)
+    weight_KC = 2 * place_C - present_K1 + 1
+    found_K = (weight_KC * sorted_KC).where(place_C < present_K1, 0.0).sum(-1)
+    return found_K.masked_fill(present_K1[:, 0] == 0, torch.nan)
 
 
 def calibration_error(

@@ -190,7 +190,7 @@ def _averages(found: Predictions, main: str, blocks: Mapping[str, Block]) -> Ite
     yield Row("average", "", f"{main}_avg", blocks["all"].metrics[main].item(), low, high, len(found))
     for kind in ("domain", "group"):
         block = blocks[kind]
-        value, drawn_BK = block.metrics[main].nanmean().item(), block.drawn_BK
+        value, drawn_BK = block.metrics[main][block.slices.count_K > 0].mean().item(), block.drawn_BK
         # Overlapping groups share examples, so that their draws do not vary one by one.
         apart = found.group.dim() == 1 or kind == "domain"
         low, high = draw.mean_interval(drawn_BK, value) if drawn_BK is not None and apart else (NAN, NAN)
@@ -209,7 +209,7 @@ def _worst(found: Predictions, main: str, blocks: Mapping[str, Block]) -> Iterat
     for kind, key in WORST[main].items():
         if kind in blocks and main in blocks[kind].metrics:
             block = blocks[kind]
-            large_K = block.slices.count_K >= (found.min_group_size if kind == "group" else 1)
+            large_K = block.slices.count_K >= (max(found.min_group_size, 1) if kind == "group" else 1)
             low, high = _worst_interval(main, block, large_K)
             yield _worst_row(key, block, main, large_K, low, high, largest=main == "mse")
     if "class" in blocks and "precision" in blocks["class"].metrics:
@@ -219,21 +219,22 @@ def _worst(found: Predictions, main: str, blocks: Mapping[str, Block]) -> Iterat
 
 
 def _worst_interval(main: str, block: Block, large_K: Tensor) -> tuple[float, float]:
-    if block.drawn_BK is None:
+    value_K = block.metrics[main][large_K]
+    if block.drawn_BK is None or value_K.isnan().any():
         return NAN, NAN
     drawn_BK = block.drawn_BK[:, large_K]
-    if main == "mse":
-        return draw.worst_error_interval(drawn_BK)
-    return draw.worst_share_interval(drawn_BK, block.metrics[main][large_K])
+    return (
+        draw.worst_error_interval(drawn_BK) if main == "mse" else draw.worst_share_interval(drawn_BK, value_K)
+    )
 
 
 def _worst_row(
     key: str, block: Block, metric: str, large_K: Tensor, low: float, high: float, largest: bool = False
 ) -> Row:
-    value_K = block.metrics[metric].double().where(large_K, torch.nan)
-    if value_K.isnan().all():
+    if not large_K.any():
         return Row("worst", "", key, NAN, NAN, NAN, 0)
-    k = int((-value_K if largest else value_K).nan_to_num(torch.inf, torch.inf).argmin())
+    value_K = block.metrics[metric].double()
+    k = int((-value_K if largest else value_K).where(large_K, torch.inf).argmin())  # NaN counts as the worst
     return Row(
         "worst", block.slices.names[k], key, value_K[k].item(), low, high, int(block.slices.count_K[k])
     )

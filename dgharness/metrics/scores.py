@@ -51,11 +51,11 @@ class Slices:
 
     def worst(self, min_size: int = 1) -> Worst:
         """The first of the slices with the lowest accuracy, among those of at least ``min_size`` examples."""
-        acc_K = self.acc_K.where((self.count_K >= min_size) & ~self.acc_K.isnan(), torch.inf)
-        if not len(acc_K) or acc_K.min().isinf():
+        large_K = self.count_K >= max(min_size, 1)
+        if not large_K.any():
             return Worst("", float("nan"), 0)
-        k = int(acc_K.argmin())
-        return Worst(self.names[k], acc_K[k].item(), int(self.count_K[k]))
+        k = int(self.acc_K.where(large_K, torch.inf).argmin())  # NaN counts as the lowest
+        return Worst(self.names[k], self.acc_K[k].item(), int(self.count_K[k]))
 
     def present(self) -> Slices:
         """Without the empty ones."""
