@@ -39,12 +39,12 @@ def views(rule: str, measure: Measure) -> dict[str, dict[str, Any]]:
     return {
         f"Algorithms on each domain, by {rule}": _page(
             result_columns,
-            {f"chosen/{rule}": [_bar(chosen), _bar(of_worst)], "cost": [_bar("cost/seconds")]},
+            {"Result": [_bar(chosen), _bar(of_worst), _bar("cost/seconds")]},
             group_by=["dg.algorithm", "dg.target"],
         ),
         f"Worst group against all, by {rule}": _page(
             [*_tags(facts), *result_columns],
-            {f"chosen/{rule}": [_scatter(chosen, of_worst), _bar(of_worst)]},
+            {"Worst group against all": [_scatter(chosen, of_worst)]},
             sort_by=of_worst,
         ),
         "What each run was trained on": _page(
@@ -54,8 +54,11 @@ def views(rule: str, measure: Measure) -> dict[str, dict[str, Any]]:
         "Learning curves by algorithm": _page(
             _tags(facts),
             {
-                "val": [_line(f"val/{measure.key}_domain_mean")],
-                "train": [_line("train/risk"), _line("train/penalty")],
+                "Curves": [
+                    _line(f"val/{measure.key}_domain_mean"),
+                    _line("train/risk"),
+                    _line("train/penalty"),
+                ]
             },
             group_by=["dg.algorithm"],
         ),
@@ -91,13 +94,14 @@ def _page(
         "runsHiddenMode": "SHOWALL",
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,  # else MLflow puts its own sections first
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys} if keys else None,
         "groupsExpanded": {},
     }
     if charts:
+        # Named otherwise than the sections of metrics, to which MLflow adds charts of its own.
         state["compareRunSections"] = [
             {"uuid": section, "name": section, "display": True, "isReordered": False} for section in charts
         ]
@@ -117,7 +121,7 @@ def _page(
 
 
 def _bar(metric: str) -> dict[str, Any]:
-    return {"type": "BAR", "metricKey": metric, "displayName": metric}
+    return {"type": "BAR", "metricKey": metric}
 
 
 def _line(metric: str) -> dict[str, Any]:
@@ -125,7 +129,6 @@ def _line(metric: str) -> dict[str, Any]:
         "type": "LINE",
         "metricKey": metric,
         "selectedMetricKeys": [metric],
-        "displayName": metric,
         "lineSmoothness": 0,
         "xAxisScaleType": "linear",
         "scaleType": "linear",
@@ -142,7 +145,7 @@ def _line(metric: str) -> dict[str, Any]:
 
 def _scatter(across: str, up: str) -> dict[str, Any]:
     axes = {name: {"key": key, "type": "METRIC"} for name, key in (("xaxis", across), ("yaxis", up))}
-    return {"type": "SCATTER", "displayName": f"{up} against {across}", **axes}
+    return {"type": "SCATTER", **axes}
 
 
 def _metric(key: str) -> str:
