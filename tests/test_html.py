@@ -228,7 +228,7 @@ def test_ranks_are_a_table_from_two_datasets_on_and_a_plot_from_five(datasets, r
     assert (len(tables), len(figures)) == (ranked, plots)
     for table in tables:
         assert table.block.dataset == ", ".join(f"d{n}" for n in range(datasets))
-        assert [shown_cell(row.cells[0], table.columns[0]) for row in table.rows] == ["1.5", "1.5"]  # alike
+        assert [shown_cell(row.cells[0], table.columns[0]) for row in table.rows] == ["1.50", "1.50"]  # alike
         for form in ("text", "markdown", "latex", "csv", "json"):
             assert "1.5" in render([table], form)
     text = page(Subject(["several"], [rule], []), tables, figures)

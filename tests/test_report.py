@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import random
 import re
 
@@ -18,7 +19,7 @@ from dgharness.names import slug
 from dgharness.report.cells import build_tables
 from dgharness.report.extras import usual_extras
 from dgharness.report.render import render, shown
-from dgharness.report.table import Cell, Table
+from dgharness.report.table import Cell, Column, Stated, Table
 from dgharness.selection.last import last
 from dgharness.selection.leave_one_domain_out_cv import leave_one_domain_out_cv
 from dgharness.selection.rule import Evaluation, RunRecord
@@ -548,3 +549,14 @@ def test_numbers_are_never_negative_zero():
     difference = cell(table, "vrex", "difference to erm").mean
     assert difference is not None and -0.0005 < difference < 0
     assert "-0.0 " not in render(table)
+
+
+def test_a_number_and_its_spread_have_the_same_decimals():
+    number, change = Column("ece", "number"), Column("difference to erm", "change")
+    assert shown(Cell({0: 0.2901, 1: 0.2938}), number) == "0.292 ± 0.002"
+    assert shown(Cell({0: 1234.56, 1: 1250.0}), number) == "1242 ± 8"
+    assert shown(Cell({0: 3.0, 1: 3.0}), number) == "3 ± 0"
+    assert shown(Cell({0: 2e-9, 1: 3e-9}), number) == "2.50e-09 ± 5.00e-10"
+    assert shown(Cell({0: -0.25, 1: 12.5}), change) == "+6.12 ± 6.38"
+    assert shown(Cell(stated=Stated(0.7, 0.064)), number) == "0.700 ± 0.064"
+    assert shown(Cell({0: math.inf, 1: 1.0}), number).startswith("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -43,30 +44,43 @@ def shown(cell: Cell, column: Column) -> str:
     'MISSING 1 of 3: h0 t2'
     """
     if cell.stated:
-        return _number(cell.stated.value, column.unit) + (
-            "" if cell.stated.spread is None else f" ± {_number(cell.stated.spread, column.unit)}"
-        )
+        return _spread(cell.stated.value, cell.stated.spread, column)
     if cell.problem or cell.mean is None:
         return cell.problem or "n/a"
     result = cell.comparison
     star = " *" if result and result.significant else ""
     if not column.is_difference or result is None:
-        spread = "n/a" if cell.se is None else _number(cell.se, column.unit, signed=False)
-        return f"{_number(cell.mean, column.unit)} ± {spread}{star}"
+        return _spread(cell.mean, cell.se, column) + ("" if cell.se is not None else " ± n/a") + star
     if result.identical:
         return "identical"
-    interval = ""
-    if result.low is not None and result.high is not None:
-        interval = f" [{_number(result.low, column.unit)}, {_number(result.high, column.unit)}]"
-    return f"{_number(result.difference, column.unit)}{interval} p={result.p_holm:.2g}{star}"
+    ends = [end for end in (result.low, result.high) if end is not None]
+    difference, *shown_ends = _numbers([result.difference, *ends], column)
+    interval = f" [{', '.join(shown_ends)}]" if ends else ""
+    return f"{difference}{interval} p={result.p_holm:.2g}{star}"
 
 
-def _number(value: float, unit: str, signed: bool = True) -> str:
-    if unit in ("number", "change"):
-        digits = ".3g" if abs(value) < 999.5 else ".0f"
-        return f"{value:+{digits}}" if unit == "change" and signed else f"{value:{digits}}"
-    rounded = round(100 * value, 1) + 0.0  # no negative zero
-    return f"{rounded:+.1f}" if unit == "points" and signed else f"{rounded:.1f}"
+def _spread(value: float, spread: float | None, column: Column) -> str:
+    """A number ± what it is uncertain by, where that is known."""
+    if spread is None:
+        return _numbers([value], column)[0]
+    shown_value, shown_spread = _numbers([value, spread], column)
+    return f"{shown_value} ± {shown_spread.removeprefix('+')}"
+
+
+def _numbers(values: Sequence[float], column: Column) -> list[str]:
+    """Numbers that stand together, with the same decimals: so many that the largest has three digits.
+
+    >>> _numbers([0.29654, 0.00678], Column("ece", "number")), _numbers([8.0, 0.0], Column("runs", "number"))
+    (['0.297', '0.007'], ['8', '0'])
+    """
+    sign = "+" if column.is_difference else ""
+    if column.unit in ("percent", "points"):
+        return [f"{100 * value:{sign}z.1f}" for value in values]
+    largest, decimals = max(map(abs, values)), 0
+    if math.isfinite(largest) and not all(float(value).is_integer() for value in values):
+        decimals = max(0, 2 - math.floor(math.log10(largest)))
+    form = f"z.{decimals}f" if decimals < 7 else ".2e"
+    return [f"{value:{sign}{form}}" for value in values]
 
 
 def _grid(table: Table) -> list[list[str]]:
