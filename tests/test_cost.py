@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from dgharness.report.load import load_experiment
 from dgharness.report.load import record as from_store
 from dgharness.selection.auroc import auroc
 from dgharness.selection.last import last
-from dgharness.selection.rule import RunRecord
+from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.selection.test_domain_validation import test_domain_validation as oracle
 from dgharness.selection.test_worst_group import test_worst_group as hindsight
 from dgharness.selection.training_domain_validation import training_domain_validation
@@ -151,7 +152,26 @@ def test_gaps_are_to_the_first_oracle_alone():
     assert [column.name for column in table.columns if column.name.startswith("gap")] == ["gap of last"]
 
 
-def test_every_rule_is_every_one_that_some_row_has_a_result_by():
+def test_a_rule_is_left_out_where_no_row_has_it_in_every_column_but_not_for_a_run_that_failed():
+    def allowed(runs: list[RunRecord]) -> list[str]:
+        found: Any = SimpleNamespace(records=runs, expected=None, not_applicable={})
+        return [rule.name for rule in applicable([last, training_domain_validation], [found], last.name)]
+
+    def unscored(run: RunRecord) -> RunRecord:
+        """With a checkpoint that is better in validation, and not scored on the target."""
+        (scored,) = run.evaluations
+        better = {key: 1.0 for key in scored.metrics if key.startswith("val/acc/")}
+        return dataclasses.replace(run, evaluations=(Evaluation(50, better), scored))
+
+    runs = searched()
+    assert allowed(runs) == ["last", "training-domain-validation"]
+    runs[0] = dataclasses.replace(runs[0], status="FAILED")
+    assert allowed(runs) == ["last", "training-domain-validation"]
+    one_target = [run if run.targets != runs[0].targets else unscored(run) for run in searched()]
+    assert allowed(one_target) == ["last"]
+
+
+def test_every_rule_is_every_one_that_some_row_allows():
     found: Any = SimpleNamespace(records=searched(), expected=None, not_applicable={})
     rules = applicable([auroc, hindsight, oracle, last, training_domain_validation], [found], last.name)
     assert [rule.name for rule in rules] == [

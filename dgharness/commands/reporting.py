@@ -129,7 +129,7 @@ def _rules(asked: Asked, found: Sequence[Runs]) -> list[str]:
         rules = applicable([registry.load("selection", name) for name in names], found, shown)
         kept = [rule.name for rule in rules] or [shown]
         if left_out := [name for name in names if name not in kept]:
-            to_stderr(f"left out, since no row has a result by them: {', '.join(left_out)}")
+            to_stderr(f"left out, since no row allows them: {', '.join(left_out)}")
         return kept
     named = asked.rules or [_rule_of_the_runs(found)]
     return list(dict.fromkeys(registry.canonical("selection", name) for name in named))

@@ -45,7 +45,8 @@ def caption(
     ]
     if comparisons:
         found.append(_significance(baseline, list(comparisons.values()), averaged))
-    if undecided := {name: row for name, row in comparisons.items() if row.undecided}:
+    undecided = {name: row for name, row in comparisons.items() if row.undecided}
+    if undecided and len(rules) == 1:  # of several rules they would fill a page; CSV and JSON have them
         found.append(_trials_needed(undecided, len(comparisons)))
     if "gap" in kinds:
         oracle = next((rule.name for rule in rules if rule.oracle), "the oracle")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def applicable(rules: Sequence[Rule], found: Sequence[Runs], shown: str) -> list[Rule]:
-    """The rules by which some row has a result: first the one ``shown``, at the end the oracles."""
+    """The rules that some row allows: first the one ``shown``, at the end the oracles."""
     groups = [(group, each) for each in found for group in comparable(each.records, each.expected)]
     allowed = [
         rule for rule in rules if any(applies(rule, group, each.not_applicable) for group, each in groups)
@@ -25,11 +25,12 @@ def applicable(rules: Sequence[Rule], found: Sequence[Runs], shown: str) -> list
 
 
 def applies(rule: Rule, group: Comparable, exempt: NotApplicable) -> bool:
-    """Whether any row of a comparison has a result by this rule."""
+    """Whether this rule could choose in every column of some row; runs may be missing or have failed."""
     return any(
-        not outcome(rule, group.runs, label, column, exempt).problem
+        all(
+            outcome(rule, group.runs, label, column, exempt).problem != "n/a" for column in group.runs.columns
+        )
         for label in group.runs.labels
-        for column in group.runs.columns
     )
 
 
