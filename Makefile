@@ -11,7 +11,7 @@ COMPARED := erm,irmv1,vrex,group-dro,coral,mmd,causirl-coral,causirl-mmd,drm
 help:
 	@echo "make demo       compare nine algorithms on a bundled toy, in a few minutes"
 	@echo "make test       the test suite"
-	@echo "make test-slow  signals, kills and servers"
+	@echo "make test-slow  signals, kills, servers and a browser"
 	@echo "make docs       docs/algorithms.md and docs/datasets.md from the code"
 	@echo "make check      linters and types"
 	@echo "make format     put the code in order"

@@ -113,5 +113,5 @@ def _bars(table: pd.DataFrame, measure: Measure) -> Figure:
         )
     axis.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
     axis.set(ylabel=measure.name, title=f"{measure.name} by group, mean ± s.e. over trials")
-    axis.legend(frameon=False, fontsize=8, ncols=min(4, len(labels)))
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=min(6, len(labels)))
     return figure
