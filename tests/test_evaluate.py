@@ -156,6 +156,7 @@ def test_text_csv_and_json_say_the_same(train, evaluate, table):
     text = evaluate(result.run_id, "--no-track").out
     (wga,) = as_table.loc[as_table["metric"] == "wga", ["name", "value"]].to_numpy().tolist()
     assert any(line.split()[:3] == ["wga", wga[0], f"{wga[1]:.3f}"] for line in text.splitlines())
+    assert sum(line.startswith("worst_class_f1 ") for line in text.splitlines()) == text.count("\nwga ")
 
 
 def test_a_checkpoint_has_the_names_of_its_rules_and_its_step(train, table):

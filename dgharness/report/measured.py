@@ -88,8 +88,10 @@ def as_text(table: pd.DataFrame, in_short: bool = True) -> str:
     parts = []
     for split, of_split in table.groupby("split", sort=False):
         of_all = of_split["slice"].isin(SUMMARIES)
+        named = of_split.loc[of_split["slice"] == "worst", "metric"]  # better than the same without a name
+        said_again = (of_split["slice"] == "all") & of_split["metric"].isin(named)
         if of_all.any():
-            parts.append(_lines(str(split), of_split[of_all], ["metric", "name"]))
+            parts.append(_lines(str(split), of_split[of_all & ~said_again]))
         for kind, of_kind in of_split[~of_all].groupby("slice", sort=False):
             measurable = of_kind.groupby("metric")["value"].transform(lambda values: values.notna().any())
             short = of_kind[measurable & of_kind["metric"].isin(IN_SHORT)] if in_short else of_kind
@@ -97,7 +99,7 @@ def as_text(table: pd.DataFrame, in_short: bool = True) -> str:
     return "\n".join(parts)
 
 
-def _lines(title: str, table: pd.DataFrame, index: Sequence[str]) -> str:
+def _lines(title: str, table: pd.DataFrame) -> str:
     """A metric to the line; the kinds of predictions side by side."""
     kinds = list(dict.fromkeys(table["predictions"]))
     rows: dict[tuple[str, ...], list[str]] = {}
