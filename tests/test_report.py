@@ -25,6 +25,7 @@ from dgharness.selection.leave_one_domain_out_cv import leave_one_domain_out_cv
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.selection.test_domain_validation import test_domain_validation as oracle
 from dgharness.selection.training_domain_validation import training_domain_validation
+from dgharness.selection.worst_class import worst_class
 from dgharness.selection.worst_group import worst_group
 
 DOMAINS = ("+90%", "+80%", "-90%")
@@ -216,6 +217,13 @@ def test_an_oracle_without_target_labels_says_what_it_lacks():
     bare = record(evaluations=(Evaluation(100, {"val/acc/a": 0.5, "test/acc/-90%": 0.5}),))
     found = cell(one([bare], rule=oracle), "erm", "-90%")
     assert found.problem == "n/a" and "no labelled target examples were held back" in found.detail
+
+
+def test_a_rule_on_classes_says_of_regression_what_it_lacks():
+    metrics = {"val/mse/a": 2.0, "test/mse/minus90pct": 3.0}
+    table = one([record(evaluations=(Evaluation(100, metrics),))], rule=worst_class)
+    assert "it goes by classes" in cell(table, "erm", "-90%").detail
+    assert "accuracy of the worst class" in " ".join(table.caption)
 
 
 def test_averaging_and_test_time_methods_are_rows_of_their_own():
@@ -465,7 +473,8 @@ def test_every_format_holds_the_same_numbers(table):
     latex = render(table, "latex").replace(r"$\pm$", "±").replace("$-$", "-").replace("$^{*}$", "*")
     latex = latex.replace("{[}", "[").replace("{]}", "]").replace("\\%", "%").replace("\\_", "_")
     for row, in_row in zip(table.rows, printed, strict=True):
-        assert " ".join([row.label, *in_row]) in [" ".join(line.split()) for line in text.splitlines()]
+        own = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith(f" {row.label} ")]
+        assert " ".join(" ".join(cells for _, cells in own).split()) == " ".join(in_row)
         assert f"| {' | '.join([row.label, *in_row])} |" in markdown.replace("\\*", "*").splitlines()
         assert " & ".join([row.label, *in_row]) + r" \\" in latex.splitlines()
     as_json = json.loads(render(table, "json"))
@@ -531,6 +540,13 @@ def test_markdown_rows_have_as_many_cells_as_the_head(table):
 def test_text_does_not_take_a_bracket_for_markup():
     text = render(one([record(targets=("[red]",))]))
     assert "[red]" in text
+
+
+def test_columns_that_no_terminal_has_room_for_stand_below_the_others():
+    targets = [f"a domain with a name {number}" for number in range(12)]
+    text = render(one([record(targets=(target,)) for target in targets]))
+    assert max(map(len, text.splitlines())) <= 120 and text.count("algorithm ") > 1
+    assert text.count("50.0 ± n/a") >= len(targets)
 
 
 def test_several_tables_are_one_json_list_and_one_csv(table):

@@ -40,7 +40,7 @@ def caption(
     found = [
         f"{what} {on_what(block)}: {block}.",
         *([f"Runs with other settings stand in a table of their own; here: {apart}."] if apart else []),
-        *(f"{title(rule)}: {rule.caption.replace(ACCURACY.name, measure.name)}" for rule in rules),
+        *(f"{title(rule)}: {_caption(rule, measure)}" for rule in rules),
         _spread(trials, draws, ddof) + (" Averages are over domains, within each trial." if averaged else ""),
     ]
     if comparisons:
@@ -136,6 +136,11 @@ def unequal_trials(shorter: Mapping[str, Sequence[int]], trials: int) -> list[st
         "go by the paired difference."
         for label, seeds in shorter.items()
     ]
+
+
+def _caption(rule: Rule, measure: Measure) -> str:
+    """The rule's sentence about what the runs are judged by; classes are judged by accuracy alone."""
+    return rule.caption if rule.needs == "classes" else rule.caption.replace(ACCURACY.name, measure.name)
 
 
 def _spread(trials: int, draws: Sequence[int], ddof: Ddof) -> str:

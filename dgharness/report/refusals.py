@@ -21,9 +21,11 @@ def no_choice(rule: Rule, where: str) -> str:
     """No checkpoint of these runs has a score."""
     if rule.pairs:
         return f"{rule.name} finds no step that all runs on pairs of targets share in {where}"
-    held_back = rule.needs == "test_holdout"
-    labels = ": no labelled target examples were held back for an oracle" if held_back else ""
-    return f"{rule.name} finds no metric to go by in {where}{labels}"
+    lacking = {
+        "test_holdout": ": no labelled target examples were held back for an oracle",
+        "classes": ": it goes by classes, and validation has none, or one alone; name another rule",
+    }
+    return f"{rule.name} finds no metric to go by in {where}{lacking.get(rule.needs, '')}"
 
 
 def no_pairs(rule: Rule, label: str, anyone: bool) -> str:

@@ -16,6 +16,7 @@ from dgharness.errors import UsageError, did_you_mean
 from dgharness.report.statistics import smallest_p
 from dgharness.report.table import Cell, Column, Table
 
+_WIDTH = 120  # characters of a line of text
 Format = Literal["text", "markdown", "latex", "csv", "json"]
 
 
@@ -91,6 +92,26 @@ def _grid(table: Table) -> list[list[str]]:
 
 
 def _text(table: Table) -> str:
+    """Columns that no terminal has room for stand below the others, with the rows named again."""
+    notes = [f"! {note}" for note in table.notes]
+    body = "\n\n".join(_drawn(table, block) for block in _blocks(table))
+    return "\n".join([table.title, body, "", *map(_wrapped, [*table.caption, *notes])]) + "\n"
+
+
+def _blocks(table: Table) -> list[list[int]]:
+    """The numbers of the columns that stand side by side, as many as there is room for."""
+    blocks: list[list[int]] = [[]]
+    for column in range(len(table.columns)):
+        together = [*blocks[-1], column]
+        if blocks[-1] and max(map(len, _drawn(table, together).splitlines())) > _WIDTH:
+            blocks.append([column])
+        else:
+            blocks[-1] = together
+    return blocks
+
+
+def _drawn(table: Table, columns: Sequence[int]) -> str:
+    """The rows of a table with some of its columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -98,17 +119,15 @@ def _text(table: Table) -> str:
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("algorithm", no_wrap=True)
-    for column in table.columns:
-        header = textwrap.fill(column.name, width=16, break_long_words=False)
+    for column in columns:
+        header = textwrap.fill(table.columns[column].name, width=16, break_long_words=False)
         drawn.add_column(Text(header), justify="right", max_width=36)
-    for row in _grid(table):
-        drawn.add_row(*(Text(cell) for cell in row))
+    for label, *cells in _grid(table):
+        drawn.add_row(Text(label), *(Text(cells[column]) for column in columns))
     stream = io.StringIO()
     Console(file=stream, width=10_000, color_system=None, force_terminal=False).print(drawn)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    notes = [f"! {note}" for note in table.notes]
-    body = "\n".join(line for line in lines if line)
-    return "\n".join([table.title, body, "", *map(_wrapped, [*table.caption, *notes])]) + "\n"
+    return "\n".join(line for line in lines if line)
 
 
 def _wrapped(paragraph: str) -> str:
