@@ -82,7 +82,7 @@ def diagnose(
     run_diagnose(
         Asked(
             what=what,
-            only=commas(only),
+            only=commas(only) if only else None,
             rule=rule,
             baseline=baseline,
             x=x,

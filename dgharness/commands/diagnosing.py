@@ -71,7 +71,7 @@ class Asked:
     """What ``diagnose`` is to find out."""
 
     what: str  # an MLflow experiment, or the id of a run
-    only: Sequence[str] = ()
+    only: Sequence[str] | None = None  # None: all that are possible
     rule: str = ""
     baseline: str = "erm"
     x: str = ""
@@ -124,11 +124,13 @@ def run_diagnose(asked: Asked) -> None:
         raise UsageError(f"nothing could be diagnosed; {reasons[0]}")
 
 
-def _names(only: Sequence[str], of_a_run: bool) -> list[str]:
+def _names(only: Sequence[str] | None, of_a_run: bool) -> list[str]:
     """The diagnoses to make, in the order of the dictionaries."""
+    if only is not None and not only:
+        raise UsageError("--only names no diagnosis; name one, as in --only by-group, or leave it out")
     possible = [*ALSO_OF_A_RUN, *OF_A_RUN] if of_a_run else [*OVER_RUNS]
     known = [*OVER_RUNS, *OF_A_RUN]
-    for name in only:
+    for name in only or ():
         if name not in known:
             raise UsageError(f"there is no diagnosis {name!r}; {did_you_mean(name, known)}")
         if name not in possible:

@@ -89,6 +89,11 @@ def _worst(table: pd.DataFrame, label: str, measure: Measure) -> str:
     own = table[table["algorithm"] == label].dropna(subset=[measure.name])
     if own.empty:
         return f"{label}: every group is empty."
+    if len(own) == 1:
+        only = own.iloc[0]
+        return (
+            f"{label} has examples of one group alone, {only['group']} ({measure.shown(only[measure.name])})."
+        )
     worst, best = (own.loc[(own[measure.name] * measure.sign).agg(pick)] for pick in ("idxmin", "idxmax"))
     return (
         f"{label} is worst on {worst['group']} ({measure.shown(worst[measure.name])}) and best on "

@@ -13,11 +13,13 @@ from dgharness.figures import Axes, Figure, drawn, look
 
 SCALES: tuple[Scale, ...] = ("raw", "probit")
 TICKS = np.array([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+FINER = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # steps of ticks where accuracies lie close together
 FITS = (
     "A line and a parabola are fitted by least squares, on accuracies p and on their probits Phi^-1(p), p "
     "kept within [1/2n, 1 - 1/2n] where n examples are known. Intervals are 95 % percentiles of a bootstrap "
     "over runs, whose checkpoints stay together."
 )
+FILLED = "Filled points are the checkpoints that the rule chooses in their run."
 
 
 def curves_of(found: pd.DataFrame) -> dict[Scale, Curve]:
@@ -113,9 +115,23 @@ def scatter(
 def label_accuracies(axis: Axes) -> None:
     """Ticks of a probit scale carry the accuracies that they stand for."""
     for which, (low, high) in (("x", axis.get_xlim()), ("y", axis.get_ylim())):
-        shown = [tick for tick in TICKS if low <= scaled(np.array(tick), "probit") <= high]
+        shown = ticks_between(*(float(unscaled(np.array(end), "probit")) for end in (low, high)))
         axis.set(**{f"{which}ticks": [float(scaled(np.array(t), "probit")) for t in shown]})
         axis.set(**{f"{which}ticklabels": [f"{t:g}" for t in shown], f"{which}lim": (low, high)})
+
+
+def ticks_between(low: float, high: float) -> list[float]:
+    """The accuracies to label between two: even steps where they lie close together.
+
+    >>> ticks_between(0.35, 0.75), ticks_between(0.61, 0.67)
+    ([0.4, 0.5, 0.6, 0.7], [0.62, 0.64, 0.66])
+    """
+    shown: list[float] = []
+    for ticks in (TICKS, *(np.arange(step, 1, step) for step in FINER)):
+        shown = [round(float(tick), 3) for tick in ticks if low <= tick <= high]
+        if len(shown) >= 3:
+            break
+    return shown
 
 
 def _quantities(curve: Curve) -> dict[str, float]:

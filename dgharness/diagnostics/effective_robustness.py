@@ -14,7 +14,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from dgharness.diagnostics.curves import curves_of, scatter
+from dgharness.diagnostics.curves import FILLED, curves_of, scatter
 from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.line import line, scaled, unscaled
 from dgharness.diagnostics.points import id_key, ood_key, points
@@ -49,7 +49,7 @@ def effective_robustness(tracked: TrackedRuns) -> Diagnosis:
         caption=f"rho = y - Phi(a Phi^-1(x) + b) with y = {y}, x = {x} and the least-squares line (a = "
         f"{slope:.3g}, b = {intercept:.3g}) through the {len(of_baseline)} {tracked.checkpoints} checkpoints "
         f"of {tracked.baseline}; the mean over a trial's checkpoints, then over trials with its standard "
-        f"error (ddof=1). Taori et al., 2020. {SEALED}",
+        f"error (ddof=1). {FILLED} Taori et al., 2020. {SEALED}",
         table=table,
         figure=lambda: _figure(found, slope, intercept, x, y, tracked.baseline),
         findings=_findings(table, slope, len(of_baseline), tracked.baseline),

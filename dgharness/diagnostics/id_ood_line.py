@@ -5,7 +5,7 @@ Paper: Miller et al., Accuracy on the Line, ICML 2021
 
 from __future__ import annotations
 
-from dgharness.diagnostics.curves import FITS, bend, curves_of, metrics_of, scatter, table_of
+from dgharness.diagnostics.curves import FILLED, FITS, bend, curves_of, metrics_of, scatter, table_of
 from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.points import id_key, ood_key, points
 from dgharness.diagnostics.tracked import SEALED, TrackedRuns
@@ -21,8 +21,8 @@ def id_ood_line(tracked: TrackedRuns) -> Diagnosis:
     return Diagnosis(
         name="id-ood-line",
         title="accuracy out of distribution against accuracy in distribution",
-        caption=f"y = {y} against x = {x} of every {tracked.checkpoints} checkpoint. {FITS} Miller et al., "
-        f"2021. {SEALED}",
+        caption=f"y = {y} against x = {x} of every {tracked.checkpoints} checkpoint. {FITS} {FILLED} "
+        f"Miller et al., 2021. {SEALED}",
         table=table_of(curves),
         figure=lambda: scatter(found, curves, x, y),
         findings=(

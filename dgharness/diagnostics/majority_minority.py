@@ -11,17 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from dgharness.diagnostics.curves import FITS, bend, curves_of, metrics_of, scatter, table_of
+from dgharness.diagnostics.curves import FILLED, FITS, bend, curves_of, metrics_of, scatter, table_of
 from dgharness.diagnostics.diagnosis import Diagnosis
-from dgharness.diagnostics.points import accuracy, collected
+from dgharness.diagnostics.points import accuracy, collected, logged_keys
 from dgharness.diagnostics.tracked import SEALED, TrackedRuns, group_counts
 from dgharness.errors import NotApplicable
+from dgharness.metrics.measure import measure_of
 from dgharness.names import slugs
 from dgharness.selection.rule import mean
 
 
 def majority_minority(tracked: TrackedRuns) -> Diagnosis:
     """Line and parabola of minority on majority accuracy; NotApplicable where no group is the smaller one."""
+    if measure_of(logged_keys(tracked.records)).sign < 0:
+        raise NotApplicable("it compares accuracies, and these runs predict numbers")
     majority, minority = split_by_size(group_counts(tracked))
     slug_of = slugs([*majority, *minority])
 
@@ -37,7 +40,7 @@ def majority_minority(tracked: TrackedRuns) -> Diagnosis:
         title="accuracy on minority groups against accuracy on majority groups",
         caption="Unweighted means of test/group_acc over the groups with at least an even share of the "
         f"training data ({', '.join(majority)}) and over the others ({', '.join(minority)}), of every "
-        f"{tracked.checkpoints} checkpoint. {FITS} Liang et al., 2023. {SEALED}",
+        f"{tracked.checkpoints} checkpoint. {FITS} {FILLED} Liang et al., 2023. {SEALED}",
         table=table_of(curves),
         figure=lambda: scatter(found, curves, "majority groups", "minority groups"),
         findings=(

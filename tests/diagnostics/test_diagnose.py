@@ -86,6 +86,7 @@ def test_what_cannot_be_diagnosed_is_left_out_with_its_reason(asked, capsys):
     [
         ({"only": ["id-odd-line"]}, "there is no diagnosis 'id-odd-line'; did you mean 'id-ood-line'"),
         ({"only": ["sharpness"]}, "sharpness is a diagnosis of one run: give its id"),
+        ({"only": []}, "--only names no diagnosis"),
         ({"what": "nothing"}, "'nothing' is neither a run in"),
         ({"only": ["id-ood-line"], "y": "test/acc_men"}, "no run has logged the metric 'test/acc_men'"),
         ({"rule": "worst-grop"}, "did you mean"),

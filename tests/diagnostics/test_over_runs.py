@@ -195,6 +195,12 @@ def test_groups_are_averaged_over_trials_and_carry_their_own_names():
     assert np.isnan(table.loc["y=1,color=green", "accuracy"]) and table.loc["y=1,color=green", "trials"] == 0
 
 
+def test_a_single_group_is_not_called_both_worst_and_best():
+    nan = float("nan")
+    found = by_group(tracked([record(0.8, 0.5, groups=(0.9, nan, nan, nan))]))
+    assert found.findings == ("erm has examples of one group alone, y-0_color-red (90.0).",)
+
+
 def test_groups_need_no_predictions():
     found = by_group(tracked([record(0.8, 0.5, groups=(0.9, 0.1, 0.3, 0.8))]))
     assert set(found.table["group"]) == set(SLUGS)
@@ -275,6 +281,12 @@ def test_without_stored_predictions_it_is_said():
     for diagnose in (calibration, agreement_on_the_line, majority_minority):
         with pytest.raises(NotApplicable, match="stored"):
             diagnose(tracked(on_a_line()))
+
+
+def test_numbers_have_no_majority_accuracy():
+    error = dataclasses.replace(record(0.8, 0.5), evaluations=(Evaluation(1, {"test/mse/a": 2.0}),))
+    with pytest.raises(NotApplicable, match="these runs predict numbers"):
+        majority_minority(tracked([error]))
 
 
 # --- what is printed and drawn ---------------------------------------------------------------------
