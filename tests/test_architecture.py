@@ -34,7 +34,9 @@ FORBIDDEN = {
     "selection": {"training", "tracking", "sweep", "report", "data", "models", "algorithms", "tta"},
     "report": {"training", "tracking", "sweep", "data", "models", "algorithms", "tta"},
     "diagnostics": {"training", "tracking", "sweep", "report", "models", "algorithms", "tta"},
+    "predictions.py": {"training", "tracking", "sweep", "report", "data", "models", "metrics", "registry"},
     "figures.py": {"training", "tracking", "sweep", "report", "data", "models", "metrics", "registry"},
+    "printing.py": {"training", "tracking", "sweep", "report", "data", "models", "metrics", "registry"},
     "tracking": {"training", "sweep", "report", "data", "models", "algorithms", "tta", "selection"},
     "training": {"sweep", "report", "algorithms", "tta"},
     "plugin.py": {"training", "tracking", "sweep", "report", "data", "models", "algorithms", "registry"},
@@ -79,6 +81,19 @@ def test_a_room_imports_nothing_that_runs_it(room):
 def test_methods_are_found_by_name_alone(room):
     users = {file.split("/")[0] for file, path in FILES.items() if room in rooms(path)}
     assert users <= {room}
+
+
+@pytest.mark.parametrize(
+    ("room", "users"),
+    [
+        ("commands", {"cli.py", "cli_results.py"}),
+        ("report", {"commands"}),
+        ("diagnostics", {"commands", "training"}),
+    ],
+)
+def test_what_answers_a_command_is_used_by_what_asks_alone(room, users):
+    found = {file.split("/")[0] for file, path in FILES.items() if room in rooms(path)}
+    assert found - {room} == users
 
 
 @pytest.mark.parametrize("file", ["training/optimizers.py", "training/averaging.py"])

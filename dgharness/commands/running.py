@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dgharness import rundir, tracking
 from dgharness.config import ExecutionConfig, compose, given
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.hparams import checked
 from dgharness.models.weights import without_fetching
+from dgharness.printing import for_json
 from dgharness.rundir import RunDir
 from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
@@ -24,9 +24,6 @@ from dgharness.training.register import check_name
 from dgharness.training.register import register as registered
 from dgharness.training.run import Result, pick_device, read_config, train
 from dgharness.training.run import resume as continue_run
-
-if TYPE_CHECKING:
-    pass
 
 Header = Callable[[Prepared, tracking.Store], None]
 
@@ -95,7 +92,7 @@ def run_train(
             "path": str(result.path),
             "chosen": chosen,
         }
-        print(json.dumps(_strict(record), indent=1))
+        print(json.dumps(for_json(record), indent=1))
 
 
 def _resume(run_id: str, layers: Mapping[str, Any], *, header: Header, dry_run: bool) -> Result:
@@ -192,7 +189,7 @@ def run_sweep(
         return
     outcome = sweep(jobs, workers=workers)
     if as_json:
-        print(json.dumps(_strict(outcome.as_dict()), indent=1))
+        print(json.dumps(for_json(outcome.as_dict()), indent=1))
     if outcome.failed:
         sys.exit(3)
 
@@ -239,12 +236,3 @@ def run_doctor() -> None:
     except UsageError as error:
         print(f"tracking {uri} NOT usable: {error}")
         sys.exit(2)
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null instead."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

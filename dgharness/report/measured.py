@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import pandas as pd
 from dgharness.errors import UsageError, did_you_mean
 from dgharness.metrics.every import every_metric
 from dgharness.predictions import Predictions
+from dgharness.printing import for_json, text_table
 
 Format = Literal["text", "csv", "json"]
 By = Literal["all", "domain", "group", "class"]
@@ -108,7 +108,7 @@ def _lines(title: str, table: pd.DataFrame) -> str:
         cells[kinds.index(row.predictions)] = _shown(row)
         cells[-1] = f"{row.count:.0f}"
     head = [title, "", *(kinds if len(kinds) > 1 else ["value"]), "n"]
-    return _drawn(head, [[*key, *cells] for key, cells in rows.items()], left=2)
+    return text_table(head, [[*key, *cells] for key, cells in rows.items()], left=(0, 1)) + "\n"
 
 
 def _grid(title: str, table: pd.DataFrame) -> str:
@@ -122,28 +122,11 @@ def _grid(title: str, table: pd.DataFrame) -> str:
         cells[columns.index((row.metric, row.predictions))] = _shown(row)
         cells[-1] = f"{row.count:.0f}"
     head = [f"{metric}\n{kind}" if len(kinds) > 1 else metric for metric, kind in columns]
-    return _drawn([title, *head, "n"], [[name, *cells] for name, cells in rows.items()], left=1)
+    return text_table([title, *head, "n"], [[name, *cells] for name, cells in rows.items()]) + "\n"
 
 
 def _each(table: pd.DataFrame) -> Iterator[Any]:
     return table.itertuples()
-
-
-def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(head):
-        drawn.add_column(Text(name), justify="left" if number < left else "right")
-    for row in rows:
-        drawn.add_row(*map(Text, row))
-    stream = io.StringIO()
-    Console(file=stream, width=10_000, color_system=None, force_terminal=False).print(drawn)
-    lines = (line.rstrip() for line in stream.getvalue().splitlines())
-    return "\n".join(line for line in lines if line) + "\n"
 
 
 def _shown(row: Any) -> str:
@@ -165,17 +148,10 @@ def _number(value: float) -> str:
 
 def as_json(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     """The facts and every row; a number that does not exist is null."""
-    rows = [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
-    known = {key: _plain(value) for key, value in facts.items()}
-    return json.dumps({**known, "metrics": rows}, indent=1, allow_nan=False) + "\n"
+    content = for_json({**facts, "metrics": table.to_dict("records")})
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def as_csv(table: pd.DataFrame) -> str:
     """Every row with all its digits."""
     return table.to_csv(index=False)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):  # a number of numpy's
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

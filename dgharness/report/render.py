@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 from dgharness.errors import UsageError, did_you_mean
+from dgharness.printing import text_table, wrapped
 from dgharness.report.statistics import smallest_p
 from dgharness.report.table import Cell, Column, Table
 
@@ -95,7 +96,7 @@ def _text(table: Table) -> str:
     """Columns that no terminal has room for stand below the others, with the rows named again."""
     notes = [f"! {note}" for note in table.notes]
     body = "\n\n".join(_drawn(table, block) for block in _blocks(table))
-    return "\n".join([table.title, body, "", *map(_wrapped, [*table.caption, *notes])]) + "\n"
+    return "\n".join([table.title, body, "", *map(wrapped, [*table.caption, *notes])]) + "\n"
 
 
 def _blocks(table: Table) -> list[list[int]]:
@@ -112,26 +113,10 @@ def _blocks(table: Table) -> list[list[int]]:
 
 def _drawn(table: Table, columns: Sequence[int]) -> str:
     """The rows of a table with some of its columns."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    drawn.add_column("algorithm", no_wrap=True)
-    for column in columns:
-        header = textwrap.fill(table.columns[column].name, width=16, break_long_words=False)
-        drawn.add_column(Text(header), justify="right", max_width=36)
-    for label, *cells in _grid(table):
-        drawn.add_row(Text(label), *(Text(cells[column]) for column in columns))
-    stream = io.StringIO()
-    Console(file=stream, width=10_000, color_system=None, force_terminal=False).print(drawn)
-    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    return "\n".join(line for line in lines if line)
-
-
-def _wrapped(paragraph: str) -> str:
-    return textwrap.fill(paragraph, width=100, break_long_words=False, break_on_hyphens=False)
+    names = [table.columns[column].name for column in columns]
+    head = [textwrap.fill(name, width=16, break_long_words=False) for name in names]
+    rows = ([label, *(cells[column] for column in columns)] for label, *cells in _grid(table))
+    return text_table(["algorithm", *head], rows, widest=36)
 
 
 def _markdown(table: Table) -> str:
