@@ -173,7 +173,8 @@ def _figure(
     every = np.concatenate([pairs.id_P, id_R])
     across = np.array([every.min(), every.max()])
     axis.plot(across, of_agreement[0] * across + of_agreement[1], color=grey, label="line of agreement")
-    axis.plot(across, of_accuracy[0] * across + of_accuracy[1], "--", color="black", label="line of accuracy")
+    own = np.array([id_R.min(), id_R.max()])  # beyond its points a falling line would squeeze all else
+    axis.plot(own, of_accuracy[0] * own + of_accuracy[1], "--", color="black", label="line of accuracy")
     axis.set(xlabel="in distribution", ylabel="target", title="agreement and accuracy, probit scale")
     label_accuracies(axis)
     axis.legend(frameon=False, fontsize=7)
