@@ -61,7 +61,9 @@ def train(
     output: Output = "",
     experiment: Experiment = "",
     resume: Annotated[str | None, typer.Option("--resume", help="Continue this run id.")] = None,
-    register: Annotated[str, typer.Option("--register", help="Register the chosen model in MLflow.")] = "",
+    register: Annotated[
+        str | None, typer.Option("--register", help="Register the chosen model in MLflow.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:

@@ -38,6 +38,8 @@ def evaluate(
     track: Annotated[bool, typer.Option("--track/--no-track", help="Keep the result in MLflow.")] = True,
 ) -> None:
     """Measure a finished run anew: other metrics, other data or another test-time method; nothing trains."""
+    if as_json and format_ not in ("text", "json"):
+        raise typer.BadParameter(f"--json and --format {format_} ask for two formats; leave one of them out")
     from dgharness.commands.evaluating import Asked, run_evaluate
 
     run_evaluate(

@@ -136,3 +136,10 @@ def test_predictions_that_are_not_the_runs_own_are_refused(found, store):
 def test_a_directory_without_runs_is_a_sentence(found, tmp_path):
     with pytest.raises(UsageError, match="holds no runs; name a directory"):
         join([found], tmp_path / "nowhere")
+
+
+def test_runs_that_are_refused_for_one_reason_are_one_sentence(found, store):
+    for path in store.iterdir():
+        edit(path, preset="another")
+    _, (sentence,) = join([found], store)
+    assert "and 1 more do not join the comparison: " in sentence and "preset" in sentence

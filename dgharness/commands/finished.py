@@ -37,7 +37,10 @@ def find_finished(run_id: str, root: Path, scratch: Path) -> RunDir:
         uri = tracking.tracking_uri()
         fetched = tracking.fetch_run(uri, run_id, scratch)
         if fetched is None:
-            raise UsageError(f"{missing}; nor is it in the MLflow store {tracking.public(uri)}") from None
+            hint = "; evaluate takes one run, and dgharness diagnose an experiment" if "/" in run_id else ""
+            raise UsageError(
+                f"{missing}; nor is it in the MLflow store {tracking.public(uri)}{hint}"
+            ) from None
         to_stderr(f"run {fetched.state.run_id} is not in {root}; taken from {tracking.public(uri)}")
         rundir = fetched
     state = rundir.state

@@ -69,16 +69,19 @@ def run_report(asked: Asked) -> None:
     rules = [registry.load("selection", name) for name in _rules(asked, found)]
     tables = [table for each in found for table in _tables(asked, each, rules)]
     ranked, drawn = rank_tables(tables, rules)
-    tables += ranked
+    if len({table.block.dataset for table in tables}) > 1:
+        titled = [replace(table, title=f"{table.block.dataset}, {table.title}") for table in tables]
+    else:
+        titled = tables
     costs = [table for each in found for table in cost_tables(each.records, each.expected)]
-    shown = [*tables, *(costs if asked.cost else ())]
+    shown = [*titled, *ranked, *(costs if asked.cost else ())]
     if asked.format_ != "html":
         text = render(shown, asked.format_)
         if asked.to:
             _write(text, asked.to)
         else:
             print(text, end="", flush=True)
-    as_page = _page(asked, found, rules, tables, costs, drawn)
+    as_page = _page(asked, found, rules, [*tables, *ranked], costs, drawn)
     if asked.format_ == "html":
         _write(as_page, asked.to or Path("report.html"))
     _track_report(asked, found, rules, shown, as_page)

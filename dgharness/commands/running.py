@@ -29,10 +29,15 @@ Header = Callable[[Prepared, tracking.Store], None]
 
 
 def run_train(
-    layers: Mapping[str, Any], *, resume: str | None, register: str = "", dry_run: bool, as_json: bool
+    layers: Mapping[str, Any],
+    *,
+    resume: str | None,
+    register: str | None = None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Train or resume one run, print what it found, and register its model if that is wanted."""
-    if register:
+    if register is not None:
         check_name(register)
     prepared_here: list[Prepared] = []
 

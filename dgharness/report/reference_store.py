@@ -36,7 +36,8 @@ SAME = 1e-6  # outputs are stored in single precision
 
 
 def join(found: Sequence[Runs], directory: Path) -> tuple[list[Runs], list[str]]:
-    """The comparisons with the runs of a reference store that may join them, and why others may not.
+    """The comparisons with the runs of a reference store that may join them, and why others may not, a
+    sentence for each reason.
 
     A directory without runs is a UsageError.
     """
@@ -46,17 +47,22 @@ def join(found: Sequence[Runs], directory: Path) -> tuple[list[Runs], list[str]]
             f"{directory} holds no runs; name a directory of run directories, such as runs/ of an earlier "
             "sweep, or --against reference for published numbers"
         )
-    joined, refused = list(found), []
+    joined = list(found)
+    refused: dict[str, list[str]] = {}  # why -> run ids
     for rundir in earlier:
         try:
             run = _record(rundir)
             place = _place(run, found)
             run = _measured(run, rundir)
-        except _Refused as why:
-            refused.append(f"{rundir.path} does not join the comparison: {why}")
+        except _Refused as error:
+            refused.setdefault(str(error), []).append(rundir.path.name)
             continue
         joined[place] = _with(joined[place], run)
-    return joined, refused
+    sentences = []
+    for why, (first, *more) in refused.items():
+        others = f" and {len(more)} more do not join" if more else " does not join"
+        sentences.append(f"{directory / first}{others} the comparison: {why}")
+    return joined, sentences
 
 
 def measured_again(found: Predictions) -> dict[str, float]:
