@@ -6,13 +6,12 @@ import os
 import signal
 import sys
 import warnings
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from dgharness.cli_results import diagnose, evaluate
+from dgharness.cli_results import diagnose, evaluate, report
 from dgharness.flags import (
     Algorithm,
     Algorithms,
@@ -26,7 +25,6 @@ from dgharness.flags import (
     Plugins,
     Preset,
     Sets,
-    Shown,
     Targets,
     commas,
     flags,
@@ -129,58 +127,7 @@ def sweep(
     )
 
 
-@app.command()
-def report(
-    experiments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="EXPERIMENT...", help="MLflow experiments, as runs print them."),
-    ] = None,
-    rule: Shown = [],  # noqa: B006
-    baseline: Annotated[str, typer.Option(help="Differences are to this algorithm.")] = "erm",
-    extra: Annotated[
-        list[str], typer.Option("--extra", help="Metrics beside: cost/seconds, ...; none. (default: wga,ece)")
-    ] = [],  # noqa: B006
-    gaps: Annotated[bool, typer.Option("--gaps", help="What each rule loses to the oracle.")] = False,
-    cost: Annotated[
-        bool, typer.Option("--cost", help="What the runs of each row cost, failed ones too.")
-    ] = False,
-    ddof: Annotated[
-        int, typer.Option(min=0, max=1, help="Standard errors: 1 unbiased, 0 as in DomainBed.")
-    ] = 1,
-    against: Annotated[
-        list[str],
-        typer.Option("--against", help="Beside it: reference (published numbers), or earlier runs in DIR."),
-    ] = [],  # noqa: B006
-    imported: Annotated[
-        list[Path], typer.Option("--import", help="Results of DomainBed: a directory of results.jsonl.")
-    ] = [],  # noqa: B006
-    format_: Annotated[
-        str, typer.Option("--format", help="text, markdown, latex, csv, json or html.")
-    ] = "text",
-    to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of stdout.")] = None,
-    plugin: Plugins = [],  # noqa: B006
-) -> None:
-    """Compare tracked runs: mean ± standard error over trials, one selection rule stated."""
-    from dgharness.commands.reporting import Asked, run_report
-
-    run_report(
-        Asked(
-            experiments=experiments or [],
-            rules=commas(rule) if rule else None,
-            baseline=baseline,
-            extras=commas(extra),
-            gaps=gaps,
-            cost=cost,
-            ddof=0 if ddof == 0 else 1,
-            against=against,
-            imported=imported,
-            plugins=plugin,
-            format_=format_,
-            to=to,
-        )
-    )
-
-
+app.command()(report)
 app.command()(evaluate)
 app.command()(diagnose)
 

@@ -30,6 +30,7 @@ SMALLEST = {
         "--full-evaluations=2",
     ],
     "cli": ["--rounds", "1"],
+    "report": ["--runs", "200", "--checkpoints", "2", "--repeats", "1"],
     "manifest": ["--rounds", "1", "--rows", "2000"],
     "pipeline": ["--rounds", "1", "--images", "32", "--workers", "0", "1"],
     "cost": ["--rounds", "1", "--steps", "1", "--algorithms", "vrex"],

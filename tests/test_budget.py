@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +26,11 @@ def record(
     val: float = 0.5,
     test: float = 0.5,
     seconds: float = 10.0,
-    **fields: object,
+    **fields: Any,
 ) -> RunRecord:
     targets = tuple(target.split("+"))
     metrics = {"val/acc/a": val, "val/acc/b": val} | {f"test/acc/{name}": test for name in targets}
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "run_id": f"{algorithm}-{target}-h{draw}-t{trial}",
         "algorithm": algorithm,
         "dataset": "d",
@@ -41,7 +42,7 @@ def record(
         "evaluations": (Evaluation(100, metrics),),
         "cost": {"seconds": seconds},
     }
-    return RunRecord(**(facts | fields))  # type: ignore[arg-type]
+    return RunRecord(**(facts | fields))
 
 
 def curves(records, rule=training_domain_validation, **options) -> dict[str, BudgetCurve]:

@@ -90,6 +90,15 @@ def test_the_tables_say_what_mlflow_says(store, finished):
     assert everything(read) == everything(searched)
 
 
+def test_the_files_of_a_run_are_found_without_mlflows_search(store, finished, monkeypatch):
+    rundir = finished(store)
+    monkeypatch.setattr(rows, "search", lambda *_: pytest.fail("search_runs takes a minute on 10,000 runs"))
+    artifacts = tracking.Artifacts(store)
+    found = artifacts.path(rundir.state.uid, "evaluations.json")
+    assert found is not None and json.loads(found.read_text())
+    assert artifacts.path(rundir.state.uid, "none.json") is None and artifacts.path("nobody", "x") is None
+
+
 @pytest.mark.parametrize("change", ["ALTER TABLE latest_metrics RENAME TO last_metrics", "DROP TABLE params"])
 def test_tables_of_another_shape_are_left_to_mlflow(store, finished, monkeypatch, change):
     finished(store)

@@ -36,7 +36,7 @@ from dgharness.errors import NotApplicable, UsageError, did_you_mean
 from dgharness.figures import as_png
 from dgharness.names import listed, slug
 from dgharness.predictions import Predictions, read_predictions
-from dgharness.report.load import load_experiment, record
+from dgharness.report.load import load_experiment, record_of_directory
 from dgharness.report.table import label_of
 from dgharness.rundir import RunDir
 from dgharness.selection.rule import RunRecord
@@ -190,18 +190,7 @@ def _run(asked: Asked, names: Sequence[str]) -> Part:
     state = rundir.state
     if state.status != "FINISHED":
         raise UsageError(f"run {state.run_id} is {state.status}; diagnose needs one that has finished")
-    run = record(
-        {
-            "run_id": state.run_id,
-            "tags": {**state.tags, "dg.run_uid": state.uid},
-            "params": state.params,
-            "ended": state.ended,
-            "metrics": {},
-            "failed": [],
-            "status": state.status,
-            "evaluations": rundir.evaluations(),
-        }
-    )
+    run = record_of_directory(rundir)
 
     def predictions(run: RunRecord, step: int) -> Predictions:
         path = rundir.path / f"predictions-{step}.parquet"

@@ -81,4 +81,4 @@ def group_counts(tracked: TrackedRuns) -> dict[str, int]:
 
 def in_distribution(found: Predictions) -> Predictions:
     """The examples of the training domains that were held back from training."""
-    return found.of(next(split for split in (*IN_DISTRIBUTION, "") if split in found.split_N or not split))
+    return found.of(*[split for split in IN_DISTRIBUTION if split in found.split_N][:1])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Literal
 
-from dgharness.metrics.measure import ACCURACY, Measure, shared_measure
+from dgharness.metrics.measure import ACCURACY, Measure
 from dgharness.report import captions
 from dgharness.report.outcomes import (
     POOLED,
+    Comparable,
     Expected,
     Grid,
     NotApplicable,
@@ -22,16 +22,7 @@ from dgharness.report.outcomes import (
 )
 from dgharness.report.paired import Comparison, compare, holm
 from dgharness.report.statistics import Ddof
-from dgharness.report.table import (
-    Block,
-    Cell,
-    Column,
-    Kind,
-    Row,
-    Table,
-    Unit,
-    algorithm_of,
-)
+from dgharness.report.table import Block, Cell, Column, Kind, Row, Table, Unit, algorithm_of
 from dgharness.selection.rule import Rule, RunRecord
 
 Layout = Literal["auto", "targets", "rules", "averages"]
@@ -63,23 +54,12 @@ def build_tables(
     """
     tables: list[Table] = []
     for group in comparable(records, expected):
-        runs = group.runs
-        maker = _Maker(
-            group.block,
-            group.records,
-            runs,
-            group.planned,
-            baseline,
-            extras,
-            not_applicable or {},
-            group.apart,
-            ddof,
-        )
-        side_by_side = layout == "rules" or (layout == "auto" and len(runs.columns) == 1 and len(rules) > 1)
+        columns, maker = group.runs.columns, _Maker(group, baseline, extras, not_applicable or {}, ddof)
+        side_by_side = layout == "rules" or (layout == "auto" and len(columns) == 1 and len(rules) > 1)
         if layout == "averages":
-            tables.append(maker.by_rule(runs.columns, rules, gaps))
+            tables.append(maker.by_rule(columns, rules, gaps))
         elif side_by_side:
-            tables += [maker.by_rule([column], rules, gaps) for column in runs.columns]
+            tables += [maker.by_rule([column], rules, gaps) for column in columns]
         else:
             tables += [maker.by_target(rule, rules if gaps else ()) for rule in rules]
     return tables
@@ -87,21 +67,19 @@ def build_tables(
 
 @dataclasses.dataclass(frozen=True)
 class _Maker:
-    block: Block
-    records: Sequence[RunRecord]
-    runs: Grid
-    planned: bool
+    group: Comparable
     baseline: str
     extras: Sequence[str]
     exempt: NotApplicable
-    apart: str = ""  # the settings by which other blocks differ
-    ddof: Ddof = 1
+    ddof: Ddof
 
-    @cached_property
+    @property
+    def runs(self) -> Grid:
+        return self.group.runs
+
+    @property
     def measure(self) -> Measure:
-        """Runs on one dataset are all judged by one measure."""
-        first = (evaluation for record in self.records for evaluation in record.evaluations[:1])
-        return shared_measure(evaluation.metrics for evaluation in first)
+        return self.group.measure
 
     @property
     def unit(self) -> Unit:
@@ -116,7 +94,7 @@ class _Maker:
         """The baseline first; the others in the plan's order, or by name."""
         exempt = [name for name, _ in self.exempt if name not in map(algorithm_of, self.runs.labels)]
         labels = list(dict.fromkeys([*self.runs.labels, *exempt]))
-        others = labels if self.planned else sorted(labels)
+        others = labels if self.group.planned else sorted(labels)
         return sorted(others, key=lambda label: algorithm_of(label) != self.baseline)
 
     @property
@@ -240,17 +218,17 @@ class _Maker:
         problems += captions.unequal_trials(self.runs.shorter, self.runs.trials)
         problems += captions.never_apart(self.runs.alike(self.versus), self.versus)
         if self.runs.columns == (POOLED,):
-            problems += captions.other_test_splits(self.records)
-        problems += captions.leaderboard(self.records, [column for column, _ in table], rows)
+            problems += captions.other_test_splits(self.group.records)
+        problems += captions.leaderboard(self.group.records, [column for column, _ in table], rows)
         return Table(
             title=title,
-            block=self.block,
+            block=self.group.block,
             columns=tuple(column for column, _ in table),
             rows=rows,
             caption=captions.caption(
-                self.block,
+                self.group.block,
                 rules,
-                self.apart,
+                self.group.apart,
                 trials=self.runs.trials,
                 draws=self.runs.draws,
                 baseline=self.versus,
@@ -259,7 +237,7 @@ class _Maker:
                 ddof=self.ddof,
                 measure=self.measure,
             ),
-            notes=tuple(dict.fromkeys([*problems, *captions.warnings(self.records)])),
+            notes=tuple(dict.fromkeys([*problems, *captions.warnings(self.group.records)])),
         )
 
 

@@ -11,6 +11,7 @@ from dgharness import tracking
 from dgharness.errors import UsageError
 from dgharness.report.outcomes import Expected
 from dgharness.report.table import OWN_SPLIT, Block, block_of
+from dgharness.rundir import RunDir
 from dgharness.selection.rule import Evaluation, RunRecord
 from dgharness.tracking.store import sqlite_path
 
@@ -131,6 +132,24 @@ def record(facts: Mapping[str, Any]) -> RunRecord:
         cost=_cost(facts),
         tags=tags,
         ended=facts["ended"],
+    )
+
+
+def record_of_directory(rundir: RunDir) -> RunRecord:
+    """The same of the directory of a finished run, which knows nothing of attempts that failed."""
+    rundir.load_final()
+    state = rundir.state
+    return record(
+        {
+            "run_id": state.run_id,
+            "status": state.status,
+            "ended": state.ended,
+            "tags": {**state.tags, "dg.run_uid": state.uid, "dg.config_hash": state.config_hash},
+            "params": state.params,
+            "metrics": {metric.key: metric.value for metric in rundir.journal},
+            "evaluations": rundir.evaluations(),
+            "failed": [],
+        }
     )
 
 

@@ -18,7 +18,7 @@ from dgharness.errors import UsageError
 from dgharness.metrics.regression import score_regression
 from dgharness.metrics.scores import score, score_examples
 from dgharness.predictions import Predictions, read_predictions
-from dgharness.report.load import Runs, record
+from dgharness.report.load import Runs, record_of_directory
 from dgharness.report.table import block_of
 from dgharness.rundir import RunDir, runs
 from dgharness.selection.rule import Evaluation, RunRecord
@@ -90,24 +90,12 @@ class _Refused(Exception):
 
 
 def _record(rundir: RunDir) -> RunRecord:
-    """The record of a run directory, as the store would describe it."""
+    """The record of a run that has finished and says what it is."""
     state = rundir.state
     if state.status != "FINISHED":
         raise _Refused(f"it is {state.status}")
-    rundir.load_final()
-    facts = {
-        "run_id": state.run_id,
-        "status": state.status,
-        "started": state.started,
-        "ended": state.ended,
-        "tags": {**state.tags, "dg.run_uid": state.uid, "dg.config_hash": state.config_hash},
-        "params": state.params,
-        "metrics": {metric.key: metric.value for metric in rundir.journal},
-        "evaluations": rundir.evaluations(),
-        "failed": [],
-    }
     try:
-        return record(facts)
+        return record_of_directory(rundir)
     except KeyError as missing:
         raise _Refused(f"it does not say its {missing}") from None
 

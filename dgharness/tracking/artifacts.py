@@ -6,14 +6,10 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dgharness.tracking.records import local
-from dgharness.tracking.rows import TRAIN, search
+from dgharness.tracking.rows import RunRow, rows
 from dgharness.tracking.store import Store, client, explained
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -28,21 +24,20 @@ class Artifacts:
         run = self._runs.get(run_uid)
         if run is None:
             return None
-        folder = local(run.info.artifact_uri)
+        folder = local(run.artifact_uri)
         if folder is not None:
             return folder / name if (folder / name).is_file() else None
-        kept = Path(self._scratch.name) / run.info.run_id / name
+        kept = Path(self._scratch.name) / run.mlflow_run_id / name
         if not kept.exists():
             with explained(self.store.uri):
                 opened = client(self.store.uri)
-                if not any(file.path == name for file in opened.list_artifacts(run.info.run_id)):
+                if not any(file.path == name for file in opened.list_artifacts(run.mlflow_run_id)):
                     return None
                 kept.parent.mkdir(exist_ok=True)
-                opened.download_artifacts(run.info.run_id, name, str(kept.parent))
+                opened.download_artifacts(run.mlflow_run_id, name, str(kept.parent))
         return kept
 
     @cached_property
-    def _runs(self) -> dict[str, Run]:
+    def _runs(self) -> dict[str, RunRow]:
         with explained(self.store.uri):
-            found = search(client(self.store.uri), self.store, TRAIN)
-        return {run.data.tags["dg.run_uid"]: run for run in found}
+            return {run.tags["dg.run_uid"]: run for run in rows(self.store) if "dg.run_uid" in run.tags}
