@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -84,9 +85,9 @@ def run_report(asked: Asked) -> None:
             _write(text, asked.to)
         else:
             print(text, end="", flush=True)
-    as_page = _page(asked, found, rules, [*tables, *ranked], costs, drawn)
+    as_page = cache(lambda: _page(asked, found, rules, [*tables, *ranked], costs, drawn))
     if asked.format_ == "html":
-        _write(as_page, asked.to or Path("report.html"))
+        _write(as_page(), asked.to or Path("report.html"))
     _track_report(asked, found, rules, shown, as_page)
 
 
@@ -222,24 +223,31 @@ def _write(text: str, to: Path) -> None:
 
 
 def _track_report(
-    asked: Asked, found: Sequence[Runs], rules: Sequence[Rule], tables: Sequence[Table], as_page: str
+    asked: Asked,
+    found: Sequence[Runs],
+    rules: Sequence[Rule],
+    tables: Sequence[Table],
+    as_page: Callable[[], str],
 ) -> None:
-    """A report is a tracked run of its own; the same tables again are the same run."""
+    """A report is a tracked run of its own; the same tables again are the same run, with its page."""
     from dgharness.report.load import Found
     from dgharness.report.render import render
 
     names = ", ".join(rule.name for rule in rules)
-    texts = {
-        "report.md": render(tables, "markdown"),
-        "report.json": render(tables, "json"),
-        "report.html": as_page,
-    }
-    digest = hashlib.sha256(texts["report.json"].encode()).hexdigest()[:12]
+    as_json = render(tables, "json")
+    digest = hashlib.sha256(as_json.encode()).hexdigest()[:12]
     params = {"rules": names, "baseline": asked.baseline}
     for each in found:
         if not isinstance(each, Found):
             continue  # read from files: no experiment holds it
         try:
+            if tracking.has_group(each.store, "report", digest):
+                continue
+            texts = {
+                "report.md": render(tables, "markdown"),
+                "report.json": as_json,
+                "report.html": as_page(),
+            }
             run_id = tracking.start_group(
                 each.store, "report", f"report by {names}", {"dg.report": digest}, params, texts
             )

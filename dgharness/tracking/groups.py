@@ -11,10 +11,19 @@ from dgharness.rundir import Status
 from dgharness.tracking.store import Store, client, explained, sentence, store_errors
 from dgharness.tracking.tracker import cut, log_pairs, provenance, to_stderr
 
+Kind = Literal["sweep", "report", "diagnosis", "evaluation"]
+
+
+def has_group(store: Store, kind: Kind, identity: str) -> bool:
+    """Whether a run of this kind with this identity (its tag ``dg.report``, and so on) has finished."""
+    with explained(store.uri):
+        same = f"tags.dg.kind = '{kind}' and tags.dg.{kind} = '{identity}' and attributes.status = 'FINISHED'"
+        return bool(client(store.uri).search_runs([store.experiment_id], same, max_results=1))
+
 
 def start_group(
     store: Store,
-    kind: Literal["sweep", "report", "diagnosis", "evaluation"],
+    kind: Kind,
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
