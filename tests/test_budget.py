@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dgharness.metrics.measure import ACCURACY
 from dgharness.report.budget import BudgetCurve, Draw, budget_curves, expected_best, expected_seconds
+from dgharness.report.budget_table import budget_table
 from dgharness.report.cells import build_tables
 from dgharness.selection.leave_one_domain_out_cv import leave_one_domain_out_cv
 from dgharness.selection.rule import Evaluation, RunRecord
@@ -132,6 +134,27 @@ def test_rows_are_compared_at_the_draws_and_at_the_time_that_all_of_them_have():
     assert erm.seconds == (10.0, 20.0, 30.0, 40.0) and vrex.seconds == (15.0, 30.0)
     assert budget.equal_seconds == 30.0
     assert (erm.within(30.0), vrex.within(30.0), vrex.within(14.9)) == (3, 2, 0)
+
+
+def test_the_table_of_equal_budgets_has_what_each_row_found_with_as_much():
+    records = [
+        record(trial=t, draw=h, val=h / 10, test=h / 10, seconds=10.0) for t in range(2) for h in range(4)
+    ]
+    records += [record("vrex", trial=t, draw=h, seconds=15.0) for t in range(2) for h in range(2)]
+    planned = [(r.algorithm, r.targets, r.hparams_seed, r.trial_seed) for r in records]
+    (budget,) = budget_curves(records, training_domain_validation, expected=planned)
+    table = budget_table(budget, ACCURACY)
+    assert table is not None and table.columns[0].name == "2 draws"
+    (two, timed, draws), (_, of_vrex, draws_of_vrex) = (row.cells for row in table.rows)
+    assert two.mean == pytest.approx((0.1 + 0.2 + 0.3) / 3)  # the defaults and one of three others
+    assert timed.mean == pytest.approx((0.2 + 0.3 + 0.3) / 3)  # ... and two of them
+    assert (draws.mean, draws_of_vrex.mean, of_vrex.mean) == (3, 2, 0.5)
+    assert "equal time is 30 s of training a trial" in table.caption[-1]
+
+
+def test_there_is_no_table_of_equal_budgets_where_nothing_was_searched():
+    (budget,) = budget_curves([record(trial=t) for t in range(2)], training_domain_validation)
+    assert budget_table(budget, ACCURACY) is None
 
 
 def test_a_time_that_was_not_logged_is_not_a_number():

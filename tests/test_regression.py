@@ -203,7 +203,7 @@ def test_a_table_says_that_lower_is_better_and_never_speaks_of_accuracy():
     text = render(tables, "text")
     assert "mean squared error on c, by selection rule" in text
     assert "Mean squared error (lower is better) on held-out domains" in text
-    assert "12 ± 1.15" in text and "10 ± 1.15" in text  # as they are, not times 100
+    assert "12.0 ± 1.2" in text and "10.0 ± 1.2" in text  # as they are, not times 100
 
 
 def test_differences_and_gaps_of_errors_have_a_sign_and_their_own_size():

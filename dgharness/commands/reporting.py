@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from dgharness import registry, tracking
 from dgharness.config import SHOWN
@@ -17,7 +17,9 @@ from dgharness.errors import UsageError, did_you_mean
 from dgharness.training.progress import to_stderr
 
 if TYPE_CHECKING:
+    from dgharness.report.budget import Budget
     from dgharness.report.load import Runs
+    from dgharness.report.outcomes import Comparable
     from dgharness.report.panels import Picture
     from dgharness.report.statistics import Ddof
     from dgharness.report.table import Table
@@ -46,6 +48,14 @@ class Asked:
     to: Path | None = None
 
 
+class Searched(NamedTuple):
+    """A comparison of an experiment, and what searches of fewer draws would have found in it."""
+
+    found: Runs
+    group: Comparable
+    budget: Budget
+
+
 @contextmanager
 def without_collection() -> Iterator[None]:
     """No search for unreachable objects: it looks through millions of live ones again and again.
@@ -64,7 +74,6 @@ def without_collection() -> Iterator[None]:
 @without_collection()
 def run_report(asked: Asked) -> None:
     """Print the comparison of the runs of some experiments, by the rule that they show if none is named."""
-    from dgharness.report.cost import cost_tables
     from dgharness.report.rank_table import rank_tables
     from dgharness.report.render import render
 
@@ -77,15 +86,16 @@ def run_report(asked: Asked) -> None:
         titled = [replace(table, title=f"{table.block.dataset}, {table.title}") for table in tables]
     else:
         titled = tables
-    costs = [table for each in found for table in cost_tables(each.records, each.expected)]
-    shown = [*titled, *ranked, *(costs if asked.cost else ())]
+    budgets = cache(lambda: [pair for each in found for pair in _budgets(each, rules[0])])
+    costs = cache(lambda: [*_costs(found), *_at_equal_budgets(budgets())])
+    shown = [*titled, *ranked, *(costs() if asked.cost else ())]
     if asked.format_ != "html":
         text = render(shown, asked.format_)
         if asked.to:
             _write(text, asked.to)
         else:
             print(text, end="", flush=True)
-    as_page = cache(lambda: _page(asked, found, rules, [*tables, *ranked], costs, drawn))
+    as_page = cache(lambda: _page(asked, found, rules, [*tables, *ranked], costs(), budgets(), drawn))
     if asked.format_ == "html":
         _write(as_page(), asked.to or Path("report.html"))
     _track_report(asked, found, rules, shown, as_page)
@@ -183,29 +193,48 @@ def _extras(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[str]:
     return [name for name in asked.extras if name != "none"]
 
 
+def _costs(found: Sequence[Runs]) -> list[Table]:
+    from dgharness.report.cost import cost_tables
+
+    return [table for each in found for table in cost_tables(each.records, each.expected)]
+
+
+def _budgets(found: Runs, rule: Rule) -> list[Searched]:
+    """Every comparison of an experiment with its search budget."""
+    from dgharness.report.budget import budget_curves
+    from dgharness.report.outcomes import comparable
+
+    (rule,) = _as_there([rule], found)
+    groups = comparable(found.records, found.expected)
+    budgets = budget_curves(found.records, rule, expected=found.expected, not_applicable=found.not_applicable)
+    return [Searched(found, group, budget) for group, budget in zip(groups, budgets, strict=True)]
+
+
+def _at_equal_budgets(budgets: Sequence[Searched]) -> list[Table]:
+    from dgharness.report.budget_table import budget_table
+
+    tables = [budget_table(budget, group.measure) for _, group, budget in budgets]
+    return [table for table in tables if table is not None]
+
+
 def _page(
     asked: Asked,
     found: Sequence[Runs],
     rules: Sequence[Rule],
     tables: Sequence[Table],
     costs: Sequence[Table],
+    budgets: Sequence[Searched],
     drawn: Sequence[Picture],
 ) -> str:
     """The tables with the figures of each; of several rules, the figures go by the first."""
-    from dgharness.report.budget import budget_curves
     from dgharness.report.budget_picture import budget_picture
     from dgharness.report.html import Subject, page
-    from dgharness.report.outcomes import comparable
     from dgharness.report.pictures import pictures
 
     drawn = list(drawn)
-    for each in found:
-        plan: Any = {"expected": each.expected, "not_applicable": each.not_applicable}
-        rule = _as_there(rules, each)[0]
-        budgets = budget_curves(each.records, rule, **plan)
-        for group, budget in zip(comparable(each.records, each.expected), budgets, strict=True):
-            drawn += pictures(group, rule, each.not_applicable)
-            drawn.append(budget_picture(budget, group.measure))
+    for each, group, budget in budgets:
+        drawn += pictures(group, budget.rule, each.not_applicable)
+        drawn.append(budget_picture(budget, group.measure))
     records = [record for each in found for record in each.records]
     names = [*asked.experiments, *map(str, asked.imported)]
     return page(Subject(names, rules, records), tables, drawn, costs)

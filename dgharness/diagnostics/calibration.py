@@ -64,7 +64,7 @@ def reliability(found: Confidences, bins: int = ECE_BINS) -> Reliability:
 
     >>> confidence, correct = torch.tensor([[0.7, 0.9], [1.0, 0.0]]).double()
     >>> found = reliability(Confidences(confidence, correct), bins=2)
-    >>> found.confidence_B, found.accuracy_B, found.count_B
+    >>> found.confidence_B.round(3), found.accuracy_B, found.count_B
     (array([nan, 0.8]), array([nan, 0.5]), array([0, 2]))
     """
     bin_N = (found.confidence_N * bins).ceil().long().clamp(1, bins) - 1
