@@ -138,12 +138,12 @@ def _shown(row: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """Three decimals, or as many digits where the number is large.
+    """Three decimals, or six digits where the number is large.
 
-    >>> _number(0.81249), _number(12.3456), _number(1234.5)
-    ('0.812', '12.346', '1.23e+03')
+    >>> _number(0.81249), _number(104.5), _number(1234.5678)
+    ('0.812', '104.500', '1234.57')
     """
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.6g}"
 
 
 def as_json(table: pd.DataFrame, facts: Mapping[str, Any]) -> str:
