@@ -168,7 +168,7 @@ def _findings(table: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{row['read']} is {'' if found else 'not '}read from the "
             f"features{'' if found else ' beyond chance'}: balanced accuracy {row['balanced_accuracy']:.3f} "
-            f"+- {row['standard_error']:.3f}, chance {row['chance']:.3f}"
+            f"± {row['standard_error']:.3f}, chance {row['chance']:.3f}"
             + (
                 "."
                 if np.isnan(within)
