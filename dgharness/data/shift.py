@@ -101,10 +101,14 @@ def imbalance(code_L: np.ndarray) -> float | None:
 
     >>> imbalance(np.array([0, 0, 1, 1])), round(imbalance(np.array([0, 0, 0, 1, -1])), 4)
     (0.0, 0.1887)
+    >>> imbalance(np.arange(3))
+    0.0
     """
     count = np.bincount(code_L[code_L >= 0])
     values = np.count_nonzero(count)
-    return max(0.0, 1 - entropy(count) / float(np.log(values))) if values > 1 else None
+    if values < 2:
+        return None
+    return max(0.0, round(1 - entropy(count) / float(np.log(values)), 12))  # beyond that it is rounding
 
 
 def entropy(count: np.ndarray) -> float:
