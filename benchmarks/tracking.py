@@ -107,7 +107,8 @@ def main() -> None:
             train__steps=args.full_steps,
             train__eval_every=args.full_steps // args.full_evaluations,
         )
-        with patch.object(run, "score_kept", lambda _: {}):
+        unscored = patch.multiple(run, score_kept=lambda _: {}, result_lines=lambda *_: [])
+        with unscored:
             short = tracked(
                 root,
                 folder,
