@@ -76,7 +76,12 @@ def table(evaluate):
     def run(*words):
         said = evaluate(*words, "--format", "csv", "--no-track")
         assert said.code == 0, said.err
-        return pd.read_csv(io.StringIO(said.out), keep_default_na=False, na_values={"value": [""]})
+        return pd.read_csv(
+            io.StringIO(said.out),
+            keep_default_na=False,
+            na_values={"value": [""]},
+            float_precision="round_trip",
+        )
 
     return run
 
