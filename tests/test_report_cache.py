@@ -90,6 +90,14 @@ def test_the_tables_say_what_mlflow_says(store, finished):
     assert everything(read) == everything(searched)
 
 
+def test_a_sweep_that_goes_on_finds_what_is_finished_without_mlflows_search(store, finished, monkeypatch):
+    rundir = finished(store)
+    searched = "search_runs takes a minute on 10,000 runs"
+    monkeypatch.setattr("mlflow.MlflowClient.search_runs", lambda *_, **__: pytest.fail(searched))
+    state = rundir.state
+    assert tracking.finished_hashes(store) == {state.config_hash: state.mlflow_run_id}
+
+
 def test_the_files_of_a_run_are_found_without_mlflows_search(store, finished, monkeypatch):
     rundir = finished(store)
     searched = "search_runs takes a minute on 10,000 runs"

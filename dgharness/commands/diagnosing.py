@@ -6,7 +6,6 @@ experiment on the same data and split; those in ``OF_A_RUN`` one trained network
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -267,20 +266,13 @@ def _track(found: Diagnosis, png: bytes | None, part: Part) -> None:
     """A diagnosis is a tracked run of its own; the same one again is the same run."""
     if part.store is None:
         return
-    texts = {f"{found.name}.csv": as_csv(found), f"{found.name}.json": as_json(found, part.title)}
-    digest = hashlib.sha256(texts[f"{found.name}.json"].encode()).hexdigest()[:12]
-    try:
-        run_id = tracking.start_group(
-            part.store,
-            "diagnosis",
-            f"{found.name} of {part.title}",
-            {**part.tags, "dg.diagnosis": digest, "dg.diagnosis_name": found.name},
-            {"diagnosis": found.name, "of": part.title},
-            texts,
-            files={f"{found.name}.png": png} if png else None,
-            metrics={key: value for key, value in found.metrics.items() if value == value},  # NaN is none
-        )
-    except UsageError as error:
-        to_stderr(f"the diagnosis itself is not tracked: {error}")
-        return
-    tracking.finish_group(part.store, run_id)
+    as_written = as_json(found, part.title)
+    logged = {
+        "tags": {**part.tags, "dg.diagnosis_name": found.name},
+        "params": {"diagnosis": found.name, "of": part.title},
+        "texts": {f"{found.name}.csv": as_csv(found), f"{found.name}.json": as_written},
+        "files": {f"{found.name}.png": png} if png else None,
+        "metrics": {key: value for key, value in found.metrics.items() if value == value},  # NaN is none
+    }
+    name = f"{found.name} of {part.title}"
+    tracking.keep_result(part.store, "diagnosis", name, as_written, lambda: logged)

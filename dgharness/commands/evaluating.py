@@ -6,7 +6,6 @@ From its stored predictions; or from its kept weights, on another dataset or wit
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,7 +137,7 @@ def _outputs(
     """Predictions of every split and kind that was asked for, and the temperature if one was fitted."""
     outputs = Outputs()
     if asked.dataset or asked.tta:
-        _from_weights(asked, changes, rundir, kept, outputs)
+        outputs = _from_weights(asked, changes, rundir, kept)
     else:
         for split, found in _own(asked.splits, changes, rundir, kept).items():
             outputs.add(split, "own", found)
@@ -172,9 +171,7 @@ def _own(
     return {split: found[split] for split in splits}
 
 
-def _from_weights(
-    asked: Asked, changes: Mapping[str, Any], rundir: RunDir, kept: Kept, outputs: Outputs
-) -> None:
+def _from_weights(asked: Asked, changes: Mapping[str, Any], rundir: RunDir, kept: Kept) -> Outputs:
     """What the kept weights make of another dataset, or of the run's own with another test-time method."""
     from dgharness.training.transfer import adapted, other_examples, own_examples, reopened, unadapted
 
@@ -192,6 +189,7 @@ def _from_weights(
         data = checked(DataConfig, {"name": asked.dataset, **changes.get("data", {})}, "data")
         examples = other_examples(run, data, asked.data_root)
         to_stderr(f"this scores {asked.dataset} by its labels; nothing may be selected by it")
+    outputs = Outputs()
     for split in asked.splits:
         if not asked.dataset:
             _say_if_sealed(run, split)
@@ -202,6 +200,7 @@ def _from_weights(
             outputs.add(split, "adapted", whole.predictions, whole.official)
             if 0 < len(query.predictions) < len(whole.predictions):
                 outputs.add(split, "query", query.predictions, query.official)
+    return outputs
 
 
 def _say_if_sealed(run: Run, split: str) -> None:
@@ -245,7 +244,6 @@ def _track(rundir: RunDir, facts: Mapping[str, Any], asked: Asked, table: pd.Dat
         "dg.dataset": facts["dataset"],
         "dg.tta": facts["tta"],
         "dg.run": state.run_id,
-        "dg.evaluation": hashlib.sha256(content.encode()).hexdigest()[:12],
     }
     params = {
         **{key: value for key, value in facts.items() if key != "rules"},
@@ -254,15 +252,13 @@ def _track(rundir: RunDir, facts: Mapping[str, Any], asked: Asked, table: pd.Dat
         "set": ", ".join(asked.sets),
     }
     texts = {"evaluation.csv": as_csv(table), "evaluation.json": content}
+    logged = {"tags": tags, "params": params, "texts": texts, "metrics": _summary(table)}
     try:
         store = tracking.open_store(tracking.tracking_uri(), state.experiment)
-        run_id = tracking.start_group(
-            store, "evaluation", f"evaluation of {state.name}", tags, params, texts, metrics=_summary(table)
-        )
     except UsageError as error:
         to_stderr(f"the evaluation itself is not tracked: {error}")
         return
-    tracking.finish_group(store, run_id)
+    tracking.keep_result(store, "evaluation", f"evaluation of {state.name}", content, lambda: logged)
 
 
 def _summary(table: pd.DataFrame) -> dict[str, float]:

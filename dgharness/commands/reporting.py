@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from dgharness import registry, tracking
 from dgharness.config import SHOWN
@@ -264,26 +263,14 @@ def _track_report(
 
     names = ", ".join(rule.name for rule in rules)
     as_json = render(tables, "json")
-    digest = hashlib.sha256(as_json.encode()).hexdigest()[:12]
-    params = {"rules": names, "baseline": asked.baseline}
+
+    def logged() -> dict[str, Any]:
+        texts = {"report.md": render(tables, "markdown"), "report.json": as_json, "report.html": as_page()}
+        return {"params": {"rules": names, "baseline": asked.baseline}, "texts": texts}
+
     for each in found:
-        if not isinstance(each, Found):
-            continue  # read from files: no experiment holds it
-        try:
-            if tracking.has_group(each.store, "report", digest):
-                continue
-            texts = {
-                "report.md": render(tables, "markdown"),
-                "report.json": as_json,
-                "report.html": as_page(),
-            }
-            run_id = tracking.start_group(
-                each.store, "report", f"report by {names}", {"dg.report": digest}, params, texts
-            )
-        except UsageError as error:
-            to_stderr(f"the report itself is not tracked: {error}")
-            continue
-        tracking.finish_group(each.store, run_id)
+        if isinstance(each, Found):  # no experiment holds what was read from files
+            tracking.keep_result(each.store, "report", f"report by {names}", as_json, logged)
 
 
 def _baseline(name: str, found: Runs) -> str:

@@ -6,7 +6,7 @@ Nothing else imports MLflow, and here it is imported inside functions, because t
 from dgharness.rundir import DatasetInput
 from dgharness.tracking.artifacts import Artifacts
 from dgharness.tracking.fetch import fetch_run
-from dgharness.tracking.groups import finish_group, group_texts, has_group, start_group
+from dgharness.tracking.groups import finish_group, group_texts, keep_result, start_group
 from dgharness.tracking.records import finished_hashes, load_records
 from dgharness.tracking.register import register_model
 from dgharness.tracking.store import Store, open_store, prepare_store, public, tracking_uri
@@ -24,7 +24,7 @@ __all__ = [
     "finish_group",
     "finished_hashes",
     "group_texts",
-    "has_group",
+    "keep_result",
     "load_records",
     "open_store",
     "prepare_store",

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from dgharness.errors import UsageError
 from dgharness.rundir import Status
 from dgharness.tracking.store import Store, client, explained, sentence, store_errors
 from dgharness.tracking.tracker import cut, log_pairs, provenance, to_stderr
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 Kind = Literal["sweep", "report", "diagnosis", "evaluation"]
 
 
-def has_group(store: Store, kind: Kind, identity: str) -> bool:
-    """Whether a run of this kind with this identity (its tag ``dg.report``, and so on) has finished."""
-    with explained(store.uri):
-        same = f"tags.dg.kind = '{kind}' and tags.dg.{kind} = '{identity}' and attributes.status = 'FINISHED'"
-        return bool(client(store.uri).search_runs([store.experiment_id], same, max_results=1))
+def keep_result(
+    store: Store,
+    kind: Kind,
+    name: str,
+    content: str,
+    logged: Callable[[], Mapping[str, Any]],
+    warn: Callable[[str], None] = to_stderr,
+) -> None:
+    """Keep a report, a diagnosis or an evaluation as a finished run; a store that fails gives a warning.
+
+    The same ``content`` again is the same run, and nothing is written: only a new one calls ``logged``, for
+    the further arguments of ``start_group``.
+    """
+    identity = hashlib.sha256(content.encode()).hexdigest()[:12]
+    try:
+        with explained(store.uri):
+            found = _same(client(store.uri), store, kind, identity)
+        if found is not None and found.info.status == "FINISHED":
+            return
+        given = dict(logged())
+        tags = {**given.pop("tags", {}), f"dg.{kind}": identity}
+        run_id = start_group(store, kind, name, tags, **given)
+    except UsageError as error:
+        warn(f"the {kind} itself is not tracked: {error}")
+        return
+    finish_group(store, run_id, warn=warn)
 
 
 def start_group(
@@ -41,10 +68,8 @@ def start_group(
         opened = client(store.uri)
         tags = {**provenance(), **tags, "dg.kind": kind}
         identity = tags.get(f"dg.{kind}")
-        same = f"tags.dg.kind = '{kind}' and tags.dg.{kind} = '{identity}'"
-        found = opened.search_runs([store.experiment_id], same, max_results=1) if identity else []
-        if found:
-            run = found[0]
+        run = _same(opened, store, kind, identity) if identity else None
+        if run is not None:
             opened.update_run(run.info.run_id, status="RUNNING")
         else:
             run = opened.create_run(store.experiment_id, tags=cut(tags), run_name=name)
@@ -89,3 +114,9 @@ def finish_group(
         warn(sentence(error, store.uri))
         return False
     return True
+
+
+def _same(opened: MlflowClient, store: Store, kind: Kind, identity: str) -> Run | None:
+    same = f"tags.dg.kind = '{kind}' and tags.dg.{kind} = '{identity}'"
+    found = opened.search_runs([store.experiment_id], same, max_results=1)
+    return found[0] if found else None

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from dgharness.rundir import read_evaluations
+from dgharness.tracking.artifacts import fetched, local
 from dgharness.tracking.cache import add_to_cache, cache_file, read_cache
-from dgharness.tracking.rows import TRAIN, RunRow, rows, search
+from dgharness.tracking.rows import RunRow, rows
 from dgharness.tracking.store import Store, client, explained
 from dgharness.tracking.tracker import to_stderr
 
@@ -26,8 +25,9 @@ EVALUATIONS = "evaluations.json"
 def finished_hashes(store: Store) -> dict[str, str]:
     """``dg.config_hash`` -> MLflow id, of the finished training runs of the experiment."""
     with explained(store.uri):
-        found = search(client(store.uri), store, f"{TRAIN} and attributes.status = 'FINISHED'")
-    return {run.data.tags["dg.config_hash"]: run.info.run_id for run in found}
+        return {
+            run.tags["dg.config_hash"]: run.mlflow_run_id for run in rows(store) if run.status == "FINISHED"
+        }
 
 
 def load_records(
@@ -118,24 +118,9 @@ def _uncached(file: Path, error: Exception) -> str:
 
 
 def _of_artifact(opened: MlflowClient, run: RunRow) -> list[dict[str, Any]] | None:
-    folder = local(run.artifact_uri)
-    if folder is not None:
-        path = folder / EVALUATIONS
-        return read_evaluations(path.read_bytes()) if path.is_file() else None
-    if not any(file.path == EVALUATIONS for file in opened.list_artifacts(run.mlflow_run_id)):
-        return None
     with tempfile.TemporaryDirectory() as scratch:
-        return read_evaluations(
-            Path(opened.download_artifacts(run.mlflow_run_id, EVALUATIONS, scratch)).read_bytes()
-        )
-
-
-def local(uri: str) -> Path | None:
-    """The folder of artifacts that lie on this machine; None for those that have to be downloaded."""
-    if Path(uri).is_absolute():
-        return Path(uri)
-    parts = urlsplit(uri)
-    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+        path = fetched(opened, run, EVALUATIONS, Path(scratch))
+        return None if path is None else read_evaluations(path.read_bytes())
 
 
 def _record(run: RunRow, evaluations: list[dict[str, Any]] | None) -> dict[str, Any]:

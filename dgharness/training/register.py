@@ -16,12 +16,9 @@ from dgharness import tracking
 from dgharness.data.tasks import Task
 from dgharness.errors import UsageError
 from dgharness.rundir import RunDir
-from dgharness.training import checkpoint
 from dgharness.training.evaluation import all_rows
 from dgharness.training.identity import shown_rule
-from dgharness.training.prepare import prepare
-from dgharness.training.progress import Progress
-from dgharness.training.run import build, read_config
+from dgharness.training.inspect import kept_weights, rebuilt
 
 EXAMPLES = 2  # of one alone, the exporter would take the size of the batch for fixed
 TAGS = (
@@ -60,7 +57,8 @@ def register(run_dir: str | Path, name: str, *, rule: str = "") -> str:
 
     What is registered takes inputs as the dataset's reader gives them, such as uint8 images [N, 3, H, W] of
     the run's size, prepares them as the run did, and gives probabilities [N, C] of classes, or numbers as
-    they are. It predicts each example by itself: a test-time method is not part of it.
+    they are. It predicts each example by itself: a test-time method is not part of it. Data that have
+    changed since the run are a UsageError.
     """
     check_name(name)
     rundir = RunDir.open(Path(run_dir).parent, Path(run_dir).name)
@@ -71,24 +69,19 @@ def register(run_dir: str | Path, name: str, *, rule: str = "") -> str:
             f"run {state.run_id} is {state.status}{untracked}; only a finished run that is tracked can be "
             "registered"
         )
-    config = read_config(rundir)
-    prepared = prepare(config)
+    prepared, run = rebuilt(rundir, "cpu")
     dataset, rule = prepared.dataset, rule or shown_rule(prepared)
-    run = build(prepared, Progress(say=lambda text: None))
-    run.rundir = rundir
-    if not (rundir.path / f"weights-{rule}.pt").exists():
-        raise UsageError(f"run {state.run_id} keeps no checkpoint {rule!r}")
-    predictor = run.learner.predictor(run.source, checkpoint.load_weights(run, rule))
+    predictor = run.learner.predictor(run.source, kept_weights(run, rule))
     raw = run.evaluator.reader(torch.from_numpy(all_rows(run.splits.rows["val"])[:EXAMPLES]))
     if not isinstance(raw, Tensor):
         raise UsageError(
             f"{dataset.name} has inputs of several parts, and only models of one tensor can be registered; "
             f"the weights lie in {rundir.path}"
         )
-    module = Deployed(predictor, dataset.prepare, dataset.task).cpu().eval()
+    module = Deployed(predictor, dataset.prepare, dataset.task).eval()
     tags = {key: state.tags[key] for key in TAGS if key in state.tags}
     tags |= {"dg.run_id": state.run_id, "dg.rule": rule}
     if dataset.task.name == "classification":
         tags["dg.classes"] = ", ".join(map(str, dataset.manifest["y"].cat.categories))
-    uri = tracking.tracking_uri(config.execution.tracking_uri or None)
-    return tracking.register_model(uri, state.mlflow_run_id, name, module, raw.cpu().numpy(), tags)
+    uri = tracking.tracking_uri(run.config.execution.tracking_uri or None)
+    return tracking.register_model(uri, state.mlflow_run_id, name, module, raw.numpy(), tags)
