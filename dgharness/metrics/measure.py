@@ -24,6 +24,14 @@ class Measure:
         """
         return f"{100 * value:.1f}" if self.sign > 0 else f"{value:#.3g}".removesuffix(".")
 
+    def plotted(self, value: float) -> float:
+        """As it stands in a figure whose axis is called ``axis``."""
+        return 100 * value if self.sign > 0 else value
+
+    @property
+    def axis(self) -> str:
+        return f"{self.name} (%)" if self.sign > 0 else self.name
+
 
 ACCURACY = Measure("acc", "accuracy", 1, "wga")
 SQUARED_ERROR = Measure("mse", "mean squared error", -1, "mse_worst_group")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from dgharness.figures import look
-from dgharness.metrics.measure import ACCURACY, Measure
+from dgharness.metrics.measure import Measure
 from dgharness.report.budget import Budget
 from dgharness.report.captions import title
 from dgharness.report.panels import Picture, legend, on_the_left, panels
@@ -22,17 +22,16 @@ def budget_picture(budget: Budget, measure: Measure) -> Picture:
     timed = all(not math.isnan(second) for curve in drawn for second in curve.seconds)
     figure, axes = panels(2 if timed else 1, height=3.0)
     looks = look([curve.label for curve in budget.curves])
-    times = 100 if measure is ACCURACY else 1
     for curve in drawn:
         colour, marker = looks[curve.label]
-        mean_D = [times * value for value in curve.mean]
-        se_D = [times * (value or 0.0) for value in curve.se]
+        mean_D = [measure.plotted(value) for value in curve.mean]
+        se_D = [measure.plotted(value or 0.0) for value in curve.se]
         low_D = [value - se for value, se in zip(mean_D, se_D, strict=True)]
         high_D = [value + se for value, se in zip(mean_D, se_D, strict=True)]
         for ax, spent_D in zip(axes, (curve.draws, curve.seconds), strict=False):
             ax.plot(spent_D, mean_D, color=colour, marker=marker, markersize=4, linewidth=1.4)
             ax.fill_between(spent_D, low_D, high_D, color=colour, alpha=0.15, linewidth=0)
-    on_the_left(axes, "accuracy (%)" if times == 100 else measure.name)
+    on_the_left(axes, measure.axis)
     axes[0].set_xlabel("hyperparameter draws")
     axes[0].locator_params(axis="x", integer=True)
     if timed:

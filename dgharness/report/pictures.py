@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dgharness.figures import Axes, Figure, look
-from dgharness.metrics.measure import ACCURACY, Measure
+from dgharness.metrics.measure import Measure
 from dgharness.report.captions import title
 from dgharness.report.outcomes import POOLED, Comparable, NotApplicable, Outcome, measured, outcome
 from dgharness.report.panels import Picture, leftmost, legend, on_the_left, panels, plain
@@ -57,13 +57,6 @@ class _Drawer:
             for column in self.columns
             for label in self.labels
         }
-
-    @property
-    def axis(self) -> str:
-        return "accuracy (%)" if self.measure is ACCURACY else self.measure.name
-
-    def scaled(self, value: float) -> float:
-        return 100 * value if self.measure is ACCURACY else value
 
     def by_domain(self) -> Picture | None:
         """A panel per held-out domain, a bar per row."""
@@ -129,7 +122,7 @@ class _Drawer:
             for label in self.labels:
                 self._curve(ax, self.chosen[column, label], looks[label][0])
             ax.set_xlabel("update")
-        on_the_left(axes, f"validation {self.axis}")
+        on_the_left(axes, f"validation {self.measure.axis}")
         legend(figure, axes[0], looks)
         return self._picture(
             "learning curves",
@@ -169,8 +162,8 @@ class _Drawer:
                 )
             ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             ax.set_title(plain("held out: " + "+".join(column)), fontsize=9)
-            ax.set_xlabel(f"validation {self.axis}")
-        on_the_left(axes, f"held-out {self.axis}")
+            ax.set_xlabel(f"validation {self.measure.axis}")
+        on_the_left(axes, f"held-out {self.measure.axis}")
         legend(figure, axes[0], looks, lines=False)
         return self._picture(
             "in and out of distribution",
@@ -208,9 +201,9 @@ class _Drawer:
             for y, label in enumerate(self.labels):
                 self._bar(ax, y, cells[label], looks[label][0])
             ax.set_ylim(len(self.labels) - 0.4, -0.6)
-            ax.set_xlim(0, 1.08 * self.scaled(max(values)) or 1)
+            ax.set_xlim(0, 1.08 * self.measure.plotted(max(values)) or 1)
             ax.grid(visible=False, axis="y")
-            ax.set_xlabel(self.axis)
+            ax.set_xlabel(self.measure.axis)
         for ax in axes:
             names = [plain(label) for label in self.labels] if leftmost(ax) else []
             ax.set_yticks(range(len(names)), names)
@@ -221,11 +214,22 @@ class _Drawer:
         if cell.mean is None or cell.problem:
             ax.text(0, y, f" {plain(cell.problem or 'n/a')}", va="center", fontsize=7, color="#777777")
             return
-        ax.barh(y, self.scaled(cell.mean), height=0.72, color=colour, alpha=0.75)
-        ax.plot([self.scaled(v) for v in cell.trials.values()], [y] * cell.n, "k.", markersize=2.5, alpha=0.7)
+        ax.barh(y, self.measure.plotted(cell.mean), height=0.72, color=colour, alpha=0.75)
+        ax.plot(
+            [self.measure.plotted(v) for v in cell.trials.values()],
+            [y] * cell.n,
+            "k.",
+            markersize=2.5,
+            alpha=0.7,
+        )
         if cell.se is not None:
             ax.errorbar(
-                self.scaled(cell.mean), y, xerr=self.scaled(cell.se), color="black", capsize=2, linewidth=1
+                self.measure.plotted(cell.mean),
+                y,
+                xerr=self.measure.plotted(cell.se),
+                color="black",
+                capsize=2,
+                linewidth=1,
             )
 
     def _curve(self, ax: Axes, found: Outcome, colour: str) -> None:
@@ -242,7 +246,9 @@ class _Drawer:
                 ax.plot(step, line[step], "o", color=colour, markersize=3, clip_on=False)
 
     def _validation(self, run: RunRecord) -> dict[int, float]:
-        scores = {e.step: self.scaled(self.measure.sign * validation_score(e)) for e in run.evaluations}
+        scores = {
+            e.step: self.measure.plotted(self.measure.sign * validation_score(e)) for e in run.evaluations
+        }
         return {step: value for step, value in scores.items() if math.isfinite(value)}
 
     def _points(self, column: tuple[str, ...]) -> list[tuple[str, float, float]]:
@@ -267,7 +273,7 @@ class _Drawer:
             x = self.measure.sign * validation_score(choice.evaluation)
             y = mean(measured_on(choice.evaluation, "test", target) for target in run.targets)
             if math.isfinite(x) and math.isfinite(y):
-                found.append((label_of(run), self.scaled(x), self.scaled(y)))
+                found.append((label_of(run), self.measure.plotted(x), self.measure.plotted(y)))
         return found
 
     def _picture(self, name: str, caption: str, figure: Figure) -> Picture:
