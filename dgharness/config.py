@@ -176,6 +176,9 @@ class ExecutionConfig(Hparams):
     """MLflow store; empty takes MLFLOW_TRACKING_URI, else ./mlflow.db."""
     experiment: str = ""
     """MLflow experiment; empty is DATASET/PROTOCOL."""
+    keep: Literal["results", "weights", "all"] = "weights"
+    """What stays of a finished run on disk: results are its metrics and predictions, weights the networks
+    that a rule chose as well, all the state of training too."""
 
 
 class RunConfig(Hparams):

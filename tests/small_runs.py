@@ -29,7 +29,7 @@ def small_config(store: str, output: Path, algorithm: str = "erm", **sections: A
         "model": {"name": "mlp", "width": 16},
         "train": {"steps": 10, "eval_every": 4, "log_every": 3, "batch_size": 8},
         "optimizer": {"lr": 1e-2},
-        "execution": {"tracking_uri": store, "output": str(output), "device": "cpu"},
+        "execution": {"tracking_uri": store, "output": str(output), "device": "cpu", "keep": "all"},
     }
     return compose(flags=merge(base, sections))
 

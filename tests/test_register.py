@@ -75,6 +75,12 @@ def test_a_run_that_is_not_finished_is_not_registered(mlflow_store, tmp_path):
         register(result.path, "digits")
 
 
+def test_a_run_that_kept_its_results_alone_is_not_registered(mlflow_store, tmp_path):
+    result = run_small(mlflow_store, tmp_path / "runs", execution={"keep": "results"})
+    with pytest.raises(UsageError, match=r"keeps no weights; train it again with --set execution\.keep"):
+        register(result.path, "digits")
+
+
 def test_a_checkpoint_that_was_not_kept_is_named(mlflow_store, tmp_path):
     result = run_small(mlflow_store, tmp_path / "runs")
     with pytest.raises(UsageError, match="keeps no checkpoint 'worst-class'"):

@@ -92,6 +92,36 @@ def test_a_resumed_run_can_join_a_sweep(mlflow_store, tmp_path):
     assert json.loads(path.read_text())["parent"] == "0" * 32
 
 
+# --- what stays ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", ["results", "weights", "all"])
+def test_a_finished_run_keeps_what_it_was_told_to_and_the_store_has_no_more_weights(
+    mlflow_store, tmp_path, keep
+):
+    result = run_small(mlflow_store, tmp_path, execution={"keep": keep})
+    weights = {"weights-last.pt", "weights-training-domain-validation.pt"} if keep != "results" else set()
+    state = {"checkpoint.pt"} if keep == "all" else set()
+    here = {file.name for file in result.path.iterdir() if file.suffix == ".pt"}
+    assert here >= weights | state and bool(here) == bool(weights)
+    assert ("checkpoint.pt" in here) == bool(state)
+
+    files = json.loads((result.path / "run.json").read_text())["artifacts"]
+    assert {name for name in files if name.endswith(".pt")} == here - state
+    assert {"evaluations.json", "predictions-10.parquet"} <= files.keys()
+    assert result.chosen["last"].step == 10 and stored(mlflow_store, result.path)["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("keep", ["results", "weights"])
+def test_a_run_that_was_stopped_keeps_all_that_it_goes_on_from(mlflow_store, tmp_path, keep):
+    whole = run_small(mlflow_store, tmp_path / "whole", execution={"keep": keep})
+    with signal_after(9), pytest.raises(Interrupted):
+        run_small(mlflow_store, tmp_path / "parts", execution={"keep": keep})
+    assert (tmp_path / "parts" / whole.run_id / "checkpoint.pt").exists()
+    resumed = resume(whole.run_id, tmp_path / "parts", progress=Progress(**QUIET))
+    assert resumed.chosen == whole.chosen and not (resumed.path / "checkpoint.pt").exists()
+
+
 # --- failures --------------------------------------------------------------------------------------
 
 

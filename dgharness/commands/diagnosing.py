@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dgharness import registry, tracking
+from dgharness.commands.reporting import baseline_among
 from dgharness.config import SHOWN
 from dgharness.diagnostics.accuracy_on_the_line import accuracy_on_the_line
 from dgharness.diagnostics.agreement_line import agreement_on_the_line
@@ -155,7 +156,7 @@ def _experiment(asked: Asked, names: Sequence[str]) -> Iterator[Part]:
         path = artifacts.path(run.tags.get("dg.run_uid", ""), f"predictions-{step}.parquet")
         return _read(path, run, step)
 
-    rule = _rule(asked, finished)
+    rule, baseline = _rule(asked, finished), baseline_among(asked.baseline, {*map(label_of, finished)})
     splits: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in finished:
         splits.setdefault(_split_of(run), []).append(run)
@@ -169,7 +170,7 @@ def _experiment(asked: Asked, names: Sequence[str]) -> Iterator[Part]:
             rule,
             label_of,
             predictions,
-            asked.baseline,
+            baseline,
             asked.x,
             asked.y,
             asked.checkpoints,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -161,7 +161,7 @@ def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
     tables = build_tables(
         found.records,
         rules,
-        baseline=_baseline(registry.canonical("algorithms", asked.baseline), found),
+        baseline=baseline_among(asked.baseline, {record.algorithm for record in found.records}),
         expected=found.expected,
         layout="averages" if asked.rules == EVERY else "auto",
         extras=_extras(asked, found, rules),
@@ -273,11 +273,11 @@ def _track_report(
             tracking.keep_result(each.store, "report", f"report by {names}", as_json, logged)
 
 
-def _baseline(name: str, found: Runs) -> str:
-    """The baseline as named; one without runs is a mistake unless it is the default."""
-    run = {record.algorithm for record in found.records}
-    if name not in run and name != "erm":
-        raise UsageError(f"no run of this experiment has the baseline {name!r}; {did_you_mean(name, run)}")
+def baseline_among(name: str, rows: Collection[str]) -> str:
+    """The baseline, its alias resolved; one that is no row is a mistake unless it is the default."""
+    name = registry.canonical("algorithms", name)
+    if name not in rows and name != "erm":
+        raise UsageError(f"no run of this experiment has the baseline {name!r}; {did_you_mean(name, rows)}")
     return name
 
 

@@ -53,11 +53,12 @@ def run_train(
         _register(finished, register)
         return
     try:
-        result = (
-            train(compose(**layers), header=header)
-            if resume is None
-            else _resume(resume, layers, header=header, dry_run=dry_run)
-        )
+        if resume is None:
+            config = compose(**layers)
+            _check_kept(register, config.execution)
+            result = train(config, header=header)
+        else:
+            result = _resume(resume, layers, header=header, register=register, dry_run=dry_run)
     except Interrupted:
         ended = _newest(prepared_here)
         if ended:
@@ -100,7 +101,16 @@ def run_train(
         print(json.dumps(for_json(record), indent=1))
 
 
-def _resume(run_id: str, layers: Mapping[str, Any], *, header: Header, dry_run: bool) -> Result:
+def _check_kept(register: str | None, execution: ExecutionConfig) -> None:
+    if register and execution.keep == "results":
+        raise UsageError(
+            "--register needs the weights that execution.keep=results would remove; leave one of the two out"
+        )
+
+
+def _resume(
+    run_id: str, layers: Mapping[str, Any], *, header: Header, register: str | None, dry_run: bool
+) -> Result:
     """Continue a run as it was configured; only where and with what it runs may differ."""
     tree = given(**layers)
     execution = tree.pop("execution", {})
@@ -116,6 +126,7 @@ def _resume(run_id: str, layers: Mapping[str, Any], *, header: Header, dry_run: 
         raise UsageError(f"run {run_id} ended before it began; start it again without --resume")
     config = read_config(interrupted)
     kept = config.execution.model_dump() | execution | {"output": str(root)}
+    _check_kept(register, checked(ExecutionConfig, kept, "execution"))
     return continue_run(run_id, root, header=header, execution=kept)
 
 

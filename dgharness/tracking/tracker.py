@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,15 +92,17 @@ class Tracker:
         self._await(file for path in paths for file in _files(self.rundir.path / path))
         return self.deliver()
 
-    def finish(self, status: Status, error: str | None = None) -> bool:
-        """Write ``metrics.json`` and end the run; a FINISHED one delivers its files, its checkpoint apart."""
+    def finish(self, status: Status, error: str | None = None, without: Collection[Path] = ()) -> bool:
+        """Write ``metrics.json`` and end the run; a FINISHED one delivers its files, ``without`` and its
+        checkpoint apart."""
         self.rundir.save_final()
         self.rundir.set(status=status, ended=now_ms(), error=error)
         if status == "FINISHED":
+            delivered = self.rundir.state.artifacts
             self._await(
                 file
                 for file in _files(self.rundir.path)
-                if file.name not in OWN_FILES and not self.rundir.state.artifacts.get(file.name)
+                if file.name not in OWN_FILES and file not in without and not delivered.get(file.name)
             )
         self.rundir.save()
         return self.follow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,13 @@ def save_weights(run: Run, name: str) -> None:
 def load_weights(run: Run, name: str) -> dict[str, Any]:
     """The weights kept under a name."""
     return read(run.rundir.path / f"weights-{name}.pt")["weights"]
+
+
+def not_kept(run: Run) -> list[Path]:
+    """The files that a finished run need not keep: nothing resumes it, and its results are in others."""
+    path, keep = run.rundir.path, run.config.execution.keep
+    state = [] if keep == "all" else [path / FILE]
+    return state + (sorted(path.glob("weights-*.pt")) if keep == "results" else [])
 
 
 def read(path: Any) -> dict[str, Any]:

@@ -90,8 +90,12 @@ def rebuilt(rundir: RunDir, device: str, *also_reads: str, **changes: Any) -> tu
 def kept_weights(run: Run, name: str) -> dict[str, object]:
     """The weights that a run kept under a name, or a UsageError that says which it has."""
     kept = sorted(path.stem.removeprefix("weights-") for path in run.rundir.path.glob("weights-*.pt"))
-    if name not in kept:
+    run_id = run.rundir.state.run_id
+    if not kept:
         raise UsageError(
-            f"run {run.rundir.state.run_id} keeps no checkpoint {name!r}; it has {', '.join(kept) or 'none'}"
+            f"run {run_id} keeps no weights; train it again with --set execution.keep=weights, or bring the "
+            f"files weights-*.pt back to {run.rundir.path}"
         )
+    if name not in kept:
+        raise UsageError(f"run {run_id} keeps no checkpoint {name!r}; it has {', '.join(kept)}")
     return checkpoint.load_weights(run, name)

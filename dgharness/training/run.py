@@ -270,7 +270,8 @@ def execute(
             told = [*header_lines(prepared, deviations(prepared)), *result_lines(run_id, chosen, prepared)]
             rundir.set(note="\n".join(["```", *told, "```"]))  # as it stands in the terminal
             rundir.write_evaluations([{"step": e.step, "metrics": dict(e.metrics)} for e in run.evaluations])
-            delivered = run.tracker.finish("FINISHED")
+            dropped = checkpoint.not_kept(run)
+            delivered = run.tracker.finish("FINISHED", without=dropped)
         except Interrupted:
             run.tracker.finish("KILLED")
             raise
@@ -283,6 +284,8 @@ def execute(
         except Exception as error:
             run.tracker.finish("FAILED", error=f"{type(error).__name__}: {error}")
             raise
+        for file in dropped:  # only now is there nothing left to resume
+            file.unlink(missing_ok=True)
     return Result(run_id, "FINISHED", rundir.path, chosen, cost, delivered)
 
 

@@ -75,10 +75,10 @@ def test_a_run_is_diagnosed_by_its_id(trained, asked, capsys):
 
 
 def test_what_cannot_be_diagnosed_is_left_out_with_its_reason(asked, capsys):
-    run_diagnose(dataclasses.replace(asked, only=["id-ood-line", "effective-robustness"], baseline="coral"))
+    run_diagnose(dataclasses.replace(asked, only=["id-ood-line", "effective-robustness"], baseline="vrex"))
     said = capsys.readouterr()
     assert "accuracy out of distribution" in said.out
-    assert "left out: effective-robustness of colored-digits" in said.err and "coral" in said.err
+    assert "left out: effective-robustness of colored-digits" in said.err and "vrex" in said.err
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,7 @@ def test_what_cannot_be_diagnosed_is_left_out_with_its_reason(asked, capsys):
         ({"what": "nothing"}, "'nothing' is neither a run in"),
         ({"only": ["id-ood-line"], "y": "test/acc_men"}, "no run has logged the metric 'test/acc_men'"),
         ({"rule": "worst-grop"}, "did you mean"),
+        ({"baseline": "vrexx"}, "no run of this experiment has the baseline 'vrexx'; did you mean 'vrex'"),
     ],
 )
 def test_a_mistake_is_a_sentence(asked, changes, sentence):
