@@ -111,6 +111,14 @@ def store(monkeypatch, mlflow_store):
             "train -a vrex --target=-90% --target=+80%",
             "vrex cannot run here: it needs at least 2 training domains, and this split leaves 1 (+90%)",
         ),
+        (
+            "train --register digits --set execution.keep=results",
+            "--register needs the weights that execution.keep=results would remove; leave one of the two out",
+        ),
+        (
+            "train --set execution.keep=none",
+            "execution.keep='none' is not valid: input should be 'results', ",
+        ),
         ("sweep -a zz*", "no algorithm matches 'zz*'; see dgharness algorithms"),
         ("sweep -a erm --rule lst", "there is no selection rule 'lst'; did you mean 'last'?"),
         ("algorithms show vrx", "there is no algorithm 'vrx'; did you mean 'vrex'?"),
