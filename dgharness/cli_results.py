@@ -29,7 +29,11 @@ def report(
     ] = 1,
     against: Annotated[
         list[str],
-        typer.Option("--against", help="Beside it: reference (published numbers), or earlier runs in DIR."),
+        typer.Option(
+            "--against",
+            help="Beside it: reference (published numbers), every-reference (also of methods that were not "
+            "run), or earlier runs in DIR.",
+        ),
     ] = [],  # noqa: B006
     imported: Annotated[
         list[Path], typer.Option("--import", help="Results of DomainBed: a directory of results.jsonl.")

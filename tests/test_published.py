@@ -88,6 +88,19 @@ def test_published_averages_are_those_of_the_published_domains(dataset, domains)
     assert checked >= 14
 
 
+@pytest.mark.parametrize(
+    ("label", "average"),  # over the five datasets, as the same tables have it
+    [
+        *[("sam", 64.5), ("gsam", 65.1), ("sagm", 66.1), ("fish", 63.9), ("mixstyle", 60.3), ("miro", 65.9)],
+        *[("selfreg", 64.2), ("mdsdi", 65.1), ("erm + swad", 66.9), ("coral + swad", 67.3)],
+        *[("miro + swad", 68.1), ("diwa", 68.0), ("erm++", 68.9)],
+    ],
+)
+def test_quoted_averages_make_the_average_that_is_quoted_with_them(label, average):
+    own = [n.value for n in published() if n.label == label and n.source.name in ("sagm", "quoted-2023")]
+    assert len(own) == 5 and 100 * sum(own) / 5 == pytest.approx(average, abs=0.1)
+
+
 def test_published_numbers_stand_beside_measured_ones():
     (table,) = compared([run(a, t, n) for a in ("erm", "irmv1") for t in MNIST for n in range(2)])
     assert column(table, "published: average") == {"erm": "51.5 ± 0.1", "irmv1": "52.0 ± 0.1"}
@@ -99,6 +112,21 @@ def test_published_numbers_stand_beside_measured_ones():
     assert "train.steps 100 (published: 5001)" in said
     for form in ("text", "markdown", "latex", "csv", "json"):
         assert "51.5" in render([table], form) or "0.515" in render([table], form)
+
+
+def test_methods_that_were_not_run_have_a_row_if_that_is_wanted():
+    records = [run(a, t, n, "domainbed:PACS", PACS) for a in ("erm", "coral") for t in PACS for n in range(2)]
+    (plain,) = build_tables(records, [VALIDATION], gaps=False)
+    table = beside(plain, records, others=True)
+    rows = [row.label for row in table.rows]
+    assert rows[:2] == ["erm", "coral"] and len(rows) == len(set(rows))
+    assert {"sagnet", "fishr", "sagm", "miro + swad"} <= set(rows)
+    assert column(table, "published: average")["miro + swad"] == "88.4"
+    assert column(table, "average")["miro + swad"] == column(table, "published: photo")["miro + swad"] == "–"
+    assert column(table, "average")["coral"] == column(plain, "average")["coral"]
+    assert "Published (selfreg, mdsdi, erm + swad" in " ".join(table.caption)
+    (elsewhere,) = build_tables([run("erm", t, dataset="mine") for t in MNIST], [VALIDATION], gaps=False)
+    assert [row.label for row in beside(elsewhere, [], others=True).rows] == ["erm"]
 
 
 def test_the_rule_decides_which_number_is_shown():

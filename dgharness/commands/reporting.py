@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dgharness.selection.rule import Rule
 
 
-REFERENCE = "reference"
+REFERENCE, EVERY_REFERENCE = "reference", "every-reference"
 EVERY = ["all"]
 
 
@@ -40,7 +40,7 @@ class Asked:
     gaps: bool = False
     cost: bool = False
     ddof: Ddof = 1
-    against: Sequence[str] = ()  # REFERENCE for published numbers, or directories of earlier runs
+    against: Sequence[str] = ()  # REFERENCE, EVERY_REFERENCE, or directories of earlier runs
     imported: Sequence[Path] = ()  # directories with results of DomainBed
     plugins: Sequence[str] = ()
     format_: str = "text"
@@ -126,7 +126,7 @@ def _found(asked: Asked) -> list[Runs]:
 
     found: list[Runs] = [load_experiment(experiment) for experiment in asked.experiments]
     for place in asked.against:
-        if place != REFERENCE:
+        if place not in (REFERENCE, EVERY_REFERENCE):
             found, refused = join(found, Path(place))
             for sentence in refused:
                 to_stderr(sentence)
@@ -173,7 +173,9 @@ def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
         tables = [replace(table, caption=(*table.caption, found.source)) for table in tables]
     if asked.rules == EVERY:
         tables = with_queries(tables, found.records)
-    return [beside(table, found.records) for table in tables] if REFERENCE in asked.against else tables
+    if not {REFERENCE, EVERY_REFERENCE} & {*asked.against}:
+        return tables
+    return [beside(table, found.records, others=EVERY_REFERENCE in asked.against) for table in tables]
 
 
 def _as_there(rules: Sequence[Rule], found: Runs) -> Sequence[Rule]:

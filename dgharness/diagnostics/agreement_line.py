@@ -139,8 +139,8 @@ def _findings(
     missing: int,
 ) -> tuple[str, ...]:
     said = [
-        f"Agreement: slope {slope:.2f}, bias {bias:.2f}, R² {r2:.2f}; accuracy of the same {checkpoints} "
-        f"checkpoints: slope {of_accuracy[0]:.2f}, bias {of_accuracy[1]:.2f}.",
+        f"Agreement: slope {slope:z.2f}, bias {bias:z.2f}, R² {r2:.2f}; accuracy of the same {checkpoints} "
+        f"checkpoints: slope {of_accuracy[0]:z.2f}, bias {of_accuracy[1]:z.2f}.",
         "Mean absolute error of the accuracy foretold, in points: "
         + ", ".join(f"{name} {100 * value:.1f}" for name, value in error.items())
         + "; the last takes the accuracy in distribution for that on the target.",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from dgharness.diagnostics.diagnosis import Diagnosis
+from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
 from dgharness.diagnostics.tracked import SEALED, TrackedRuns, group_counts
 from dgharness.errors import NotApplicable
 from dgharness.figures import Figure, drawn, look
@@ -38,13 +38,13 @@ def by_group(tracked: TrackedRuns) -> Diagnosis:
         {
             "algorithm": label,
             "group": named.get(key.removeprefix(prefix), key.removeprefix(prefix)),
-            **_over_trials(list(trials.values()), key),
+            **_over_trials(list(trials.values()), key, measure.name),
         }
         for label, trials in selected.items()
         for key in groups
         if trials
     ]
-    table = pd.DataFrame(rows).rename(columns={"mean": measure.name})
+    table = pd.DataFrame(rows)
     if trained_on:
         table.insert(2, "training examples", [trained_on.get(group, math.nan) for group in table["group"]])
     return Diagnosis(
@@ -63,14 +63,14 @@ def by_group(tracked: TrackedRuns) -> Diagnosis:
     )
 
 
-def _over_trials(choices: list[Choice], key: str) -> dict[str, float]:
+def _over_trials(choices: list[Choice], key: str, name: str) -> dict[str, float]:
     metrics = [choice.evaluation.metrics for choice in choices]
     values = np.array([found.get(key, math.nan) for found in metrics])
     counts = [found.get(f"test/group_count/{key.rpartition('/')[2]}", math.nan) for found in metrics]
     known = values[~np.isnan(values)]
     return {
-        "mean": float(known.mean()) if len(known) else math.nan,
-        "s.e.": float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else math.nan,
+        name: float(known.mean()) if len(known) else math.nan,
+        f"{SPREAD}{name}": float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else math.nan,
         "trials": len(known),
         "examples": float(np.mean(counts)),
     }
@@ -111,7 +111,7 @@ def _bars(table: pd.DataFrame, measure: Measure) -> Figure:
             np.arange(len(groups)) + (number - (len(labels) - 1) / 2) * thickness,
             own[measure.name],
             thickness,
-            yerr=own["s.e."].fillna(0),
+            yerr=own[f"{SPREAD}{measure.name}"].fillna(0),
             error_kw={"linewidth": 0.8},
             color=colours[label][0],
             label=label,

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dgharness.diagnostics.diagnosis import Diagnosis
+from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
 from dgharness.diagnostics.tracked import SEALED, TrackedRuns, in_distribution
 from dgharness.errors import NotApplicable
 from dgharness.figures import Figure, drawn, look
@@ -102,7 +102,7 @@ def calibration(tracked: TrackedRuns) -> Diagnosis:
     by_trial = pd.DataFrame(trials, columns=["algorithm", "split", "trial", *numbers])
     groups = by_trial.groupby(["algorithm", "split"], sort=False)
     table = groups[numbers].mean()
-    spread = groups[numbers[-2:]].sem(ddof=1).add_prefix("s.e. of ")
+    spread = groups[numbers[-2:]].sem(ddof=1).add_prefix(SPREAD)
     table = pd.concat([groups.size().rename("trials"), table, spread], axis=1).reset_index()
     joined = {key: _joined(parts) for key, parts in pooled.items()}
     return Diagnosis(

@@ -9,6 +9,8 @@ import pandas as pd
 
 from dgharness.figures import Figure
 
+SPREAD = "s.e. of "  # begins the name of the column with the standard errors of another
+
 
 @dataclass(frozen=True)
 class Diagnosis:

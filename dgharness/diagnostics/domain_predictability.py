@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from dgharness.diagnostics.diagnosis import Diagnosis
+from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
 from dgharness.diagnostics.tracked import SEALED
 from dgharness.diagnostics.trained import SAMPLED, Trained, attributes, need_domains
 from dgharness.figures import COLOURS, Figure, drawn
@@ -94,10 +94,10 @@ def readable(
                 "values": found.values,
                 "examples": found.examples,
                 "balanced_accuracy": found.balanced_accuracy,
-                "standard_error": found.standard_error,
+                f"{SPREAD}balanced_accuracy": found.standard_error,
                 "chance": found.chance,
                 "within_class": within.balanced_accuracy,
-                "within_class_standard_error": within.standard_error,
+                f"{SPREAD}within_class": within.standard_error,
                 "within_class_chance": within.chance,
             }
         )
@@ -163,12 +163,12 @@ def _findings(table: pd.DataFrame) -> Iterator[str]:
         if not row["examples"]:
             yield f"{row['read']} cannot be read: fewer than two values of it have {FOLDS} examples."
             continue
-        found = row["balanced_accuracy"] > row["chance"] + CLEARLY * row["standard_error"]
+        found = row["balanced_accuracy"] > row["chance"] + CLEARLY * row[f"{SPREAD}balanced_accuracy"]
         within = row["within_class"]
         yield (
             f"{row['read']} is {'' if found else 'not '}read from the "
             f"features{'' if found else ' beyond chance'}: balanced accuracy {row['balanced_accuracy']:.3f} "
-            f"± {row['standard_error']:.3f}, chance {row['chance']:.3f}"
+            f"± {row[f'{SPREAD}balanced_accuracy']:.3f}, chance {row['chance']:.3f}"
             + (
                 "."
                 if np.isnan(within)
@@ -180,14 +180,12 @@ def _findings(table: pd.DataFrame) -> Iterator[str]:
 def _figure(table: pd.DataFrame) -> Figure:
     figure, (axes,) = drawn(height=0.8 + 0.5 * len(table))
     place = np.arange(len(table))
-    for prefix, shift, colour, label in (
-        ("", -0.18, COLOURS[0], "balanced accuracy"),
-        ("within_class_", 0.18, COLOURS[4], "within a class"),
+    for name, prefix, shift, colour, label in (
+        ("balanced_accuracy", "", -0.18, COLOURS[0], "balanced accuracy"),
+        ("within_class", "within_class_", 0.18, COLOURS[4], "within a class"),
     ):
-        score = table["within_class" if prefix else "balanced_accuracy"]
-        axes.barh(
-            place + shift, score, 0.34, xerr=table[f"{prefix}standard_error"], color=colour, label=label
-        )
+        spread = table[f"{SPREAD}{name}"]
+        axes.barh(place + shift, table[name], 0.34, xerr=spread, color=colour, label=label)
         axes.plot(table[f"{prefix}chance"], place + shift, "|", color="black", markersize=14)
     axes.plot([], [], "|", color="black", label="chance")
     axes.set_yticks(place, table["read"])

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dgharness.diagnostics.curves import FILLED, curves_of, scatter
-from dgharness.diagnostics.diagnosis import Diagnosis
+from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
 from dgharness.diagnostics.line import line, scaled, unscaled
 from dgharness.diagnostics.points import id_key, ood_key, points
 from dgharness.diagnostics.tracked import SEALED, TrackedRuns
@@ -85,7 +85,7 @@ def _table(found: pd.DataFrame, baseline: str) -> pd.DataFrame:
             "ID accuracy": by_label["x"].mean(),
             "OOD accuracy": by_label["y"].mean(),
             "residual": by_label["residual"].mean(),
-            "s.e.": by_label["residual"].sem(ddof=1),
+            f"{SPREAD}residual": by_label["residual"].sem(ddof=1),
             "outside the line's range": outside,
         }
     )
@@ -108,7 +108,7 @@ def _findings(table: pd.DataFrame, slope: float, count: int, baseline: str) -> t
             "distribution, and residuals are to be read as a distance and not as robustness gained."
         )
     rivals = table[table["algorithm"] != baseline]
-    clear = rivals[(rivals["residual"].abs() > 2 * rivals["s.e."]) & (rivals["trials"] > 2)]
+    clear = rivals[(rivals["residual"].abs() > 2 * rivals[f"{SPREAD}residual"]) & (rivals["trials"] > 2)]
     for row in clear.to_dict("records"):
         side = "above" if row["residual"] > 0 else "below"
         said.append(

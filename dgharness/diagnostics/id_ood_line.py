@@ -27,7 +27,7 @@ def id_ood_line(tracked: TrackedRuns) -> Diagnosis:
         figure=lambda: scatter(found, curves, x, y),
         findings=(
             f"Over {probit.points} checkpoints of {probit.runs} runs {y} {moves} with {x}: slope "
-            f"{probit.slope:.2f} and R² {probit.r2_linear:.2f} on the probit scale.",
+            f"{probit.slope:z.2f} and R² {probit.r2_linear:.2f} on the probit scale.",
             *(bend(curve) for curve in curves.values()),
         ),
         metrics=metrics_of("id-ood-line", curves),

@@ -46,7 +46,7 @@ def majority_minority(tracked: TrackedRuns) -> Diagnosis:
         findings=(
             f"Over {probit.points} checkpoints of {probit.runs} runs the accuracy on minority groups "
             f"{'rises' if probit.spearman > 0 else 'does not rise'} with that on majority groups (Spearman "
-            f"{probit.spearman:.2f}).",
+            f"{probit.spearman:z.2f}).",
             *(bend(curve) for curve in curves.values()),
         ),
         metrics=metrics_of("majority-minority", curves),

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dgharness.diagnostics.diagnosis import Diagnosis
+from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
 from dgharness.diagnostics.trained import Trained
 from dgharness.errors import NotApplicable
 from dgharness.figures import COLOURS, Figure, drawn
@@ -248,7 +248,7 @@ def _row(case: str, rho: float, normalised: bool, rise: Rise) -> dict[str, Any]:
         "rho": rho,
         "logits": NORMALISED if normalised else "as they are",
         "loss_rise": float(rise.loss_B.mean()),
-        "standard_error": float(spread),
+        f"{SPREAD}loss_rise": float(spread),
         "error_rise": float(rise.error_B.mean()),
         "batches": batches,
     }
@@ -284,7 +284,7 @@ def _figure(table: pd.DataFrame) -> Figure:
     figure, axes = drawn(1, 2, width=3.5)
     for axis, case in zip(axes, ("average", "worst"), strict=True):
         rows = table[table["case"] == case]
-        axis.bar(rows["logits"], rows["loss_rise"], 0.5, yerr=rows["standard_error"], color=COLOURS[0])
+        axis.bar(rows["logits"], rows["loss_rise"], 0.5, yerr=rows[f"{SPREAD}loss_rise"], color=COLOURS[0])
         axis.set_title(f"{case}, rho {rows['rho'].iloc[0]:g}")
         axis.set_ylabel("rise of the loss")
     return figure

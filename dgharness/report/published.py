@@ -84,13 +84,16 @@ def _numbers(name: str, tree: dict[str, Any]) -> Iterator[Number]:
                     )
 
 
-def beside(table: Table, records: Sequence[RunRecord]) -> Table:
+def beside(table: Table, records: Sequence[RunRecord], *, others: bool = False) -> Table:
     """The table with a column of published numbers after each column that has any, and where they are from.
 
-    ``records`` are the runs of the report. Where nothing was published, a note says so.
+    ``records`` are the runs of the report. ``others`` adds a row for each method that was published and not
+    run. Where nothing was published, a note says so.
     """
     block = table.block
     known = [n for n in published() if (n.dataset, n.source.protocol) == (block.dataset, block.protocol)]
+    if others:
+        table = replace(table, rows=(*table.rows, *_not_run(table, known)))
     columns: list[Column] = []
     cells: list[list[Cell]] = [[] for _ in table.rows]
     used: dict[Source, list[Number]] = {}
@@ -111,6 +114,14 @@ def beside(table: Table, records: Sequence[RunRecord]) -> Table:
     said = tuple(_citation(source, numbers, block, records) for source, numbers in used.items())
     rows = tuple(Row(row.label, tuple(line)) for row, line in zip(table.rows, cells, strict=True))
     return replace(table, columns=tuple(columns), rows=rows, caption=(*table.caption, *said))
+
+
+def _not_run(table: Table, known: Sequence[Number]) -> list[Row]:
+    """Empty rows of the methods that some column of the table has a published number of."""
+    labels = [n.label for n in known if any(_belongs(n, column) for column in table.columns)]
+    run = {row.label for row in table.rows}
+    nothing = (NONE,) * len(table.columns)
+    return [Row(label, nothing) for label in dict.fromkeys(labels) if label not in run]
 
 
 def _belongs(number: Number, column: Column) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from dgharness.diagnostics.accuracy_on_the_line import accuracy_on_the_line
 from dgharness.diagnostics.agreement_line import agreement_on_the_line
 from dgharness.diagnostics.by_group import by_group
 from dgharness.diagnostics.calibration import SPLITS, calibration, confidences, reliability
+from dgharness.diagnostics.diagnosis import Diagnosis
 from dgharness.diagnostics.effective_robustness import effective_robustness
 from dgharness.diagnostics.id_ood_line import id_ood_line
 from dgharness.diagnostics.line import unscaled
@@ -163,7 +165,7 @@ def test_effective_robustness_is_the_distance_to_the_baselines_line():
     table = found.table.set_index("algorithm")
     assert table.loc["erm", "residual"] == pytest.approx(0, abs=1e-9)
     assert table.loc["vrex", "residual"] == pytest.approx(0.05)
-    assert table.loc["vrex", "s.e."] == pytest.approx(0.01 / np.sqrt(3))
+    assert table.loc["vrex", "s.e. of residual"] == pytest.approx(0.01 / np.sqrt(3))
     assert any("vrex lies 5.0 points above the line" in said for said in found.findings)
     assert not any("too few" in said for said in found.findings)
 
@@ -190,7 +192,7 @@ def test_groups_are_averaged_over_trials_and_carry_their_own_names():
     stored = {run.run_id: predicted(0, (1.0, 0.5)) for run in runs}
     table = by_group(tracked(runs, stored)).table.set_index("group")
     assert table.loc["y=0,color=green", "accuracy"] == pytest.approx(0.2)
-    assert table.loc["y=0,color=green", "s.e."] == pytest.approx(0.1 / np.sqrt(3))
+    assert table.loc["y=0,color=green", "s.e. of accuracy"] == pytest.approx(0.1 / np.sqrt(3))
     assert table.loc["y=0,color=red", "training examples"] == 450
     assert np.isnan(table.loc["y=1,color=green", "accuracy"]) and table.loc["y=1,color=green", "trials"] == 0
 
@@ -308,6 +310,27 @@ def test_every_diagnosis_is_drawn_and_read_alike_in_text_csv_and_json():
         )
         assert '"diagnosis": "' + found.name in as_json(found, "d → t")
         assert found.metrics and all(isinstance(value, float) for value in found.metrics.values())
+
+
+def test_the_text_has_errors_beside_their_numbers_and_as_many_decimals_in_a_column():
+    table = pd.DataFrame(
+        {
+            "part": ["a", "b"],
+            "all_examples": [1914.67, 12.0],
+            "risk": [0.25, -0.0004],
+            "s.e. of risk": [0.0123, np.nan],
+            "distance": [3.0, 0.0001],
+        }
+    )
+    text = as_text(Diagnosis("x", "Numbers", "Caption.", table), "d")
+    shown = [line.split("   ") for line in text.splitlines()[1:-2]]
+    assert [[cell.strip() for cell in line if cell.strip()] for line in shown] == [
+        ["part", "all examples", "risk ± s.e.", "distance"],
+        ["─" * 46],
+        ["a", "1915", "0.250 ± 0.012", "3"],
+        ["b", "12", "0.000", "0.0001"],
+    ]
+    assert "s.e. of risk" in as_csv(Diagnosis("x", "Numbers", "Caption.", table))
 
 
 def _groups(run: RunRecord) -> dict[str, float]:
