@@ -29,10 +29,10 @@ from torch.func import jvp
 
 from dgharness.rundir import RunDir
 from dgharness.step import Batch
+from dgharness.training.build import build
 from dgharness.training.loop import Run, fit, next_batch
 from dgharness.training.prepare import prepare
 from dgharness.training.progress import Progress
-from dgharness.training.run import build
 
 WARM_UP = 2  # rounds that are not counted
 

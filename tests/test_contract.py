@@ -31,9 +31,10 @@ from dgharness.plugin import (
 )
 from dgharness.rundir import RunDir
 from dgharness.training import prepare
+from dgharness.training.build import build
 from dgharness.training.learner import Learner
 from dgharness.training.progress import Progress
-from dgharness.training.run import build, read_config, resume
+from dgharness.training.run import read_config, resume
 
 DOMAINS = ("+90%", "+80%", "-90%")
 

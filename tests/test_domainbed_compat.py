@@ -118,7 +118,7 @@ def test_hparams_hold_domainbeds_entries_the_training_configuration_and_what_is_
 
 
 def test_the_class_gets_the_batch_size_of_the_run(mlflow_store, tmp_path):
-    from dgharness.training.run import build
+    from dgharness.training.build import build
 
     prepared = prepare(small_config(mlflow_store, tmp_path, "domainbed:domainbed_style:ERM"))
     assert own(build(prepared, None).learner).hparams["batch_size"] == 8

@@ -13,10 +13,11 @@ from small_runs import run_small
 from dgharness.errors import UsageError
 from dgharness.rundir import RunDir
 from dgharness.training import checkpoint
+from dgharness.training.build import build
 from dgharness.training.prepare import prepare
 from dgharness.training.progress import Progress
 from dgharness.training.register import register
-from dgharness.training.run import build, read_config
+from dgharness.training.run import read_config
 
 LOADED = """
 import sys

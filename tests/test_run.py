@@ -21,11 +21,12 @@ from toy_settings import toy
 from dgharness import registry
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.plugin import objective, penalty
+from dgharness.training.build import build
 from dgharness.training.evaluation import all_rows
 from dgharness.training.learner import Learner
 from dgharness.training.prepare import prepare
 from dgharness.training.progress import Progress
-from dgharness.training.run import build, resume
+from dgharness.training.run import resume
 
 ALGORITHMS = [entry.name for entry in registry.entries("algorithms") if entry.source == "built-in"]
 

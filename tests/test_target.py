@@ -30,9 +30,10 @@ from dgharness.rundir import RunDir
 from dgharness.testing.world import small_source
 from dgharness.training import prepare
 from dgharness.training.adaptation import Adaptation, Draw, best
+from dgharness.training.build import build
 from dgharness.training.evaluation import Evaluator, all_rows
 from dgharness.training.progress import Progress
-from dgharness.training.run import build, read_config, train
+from dgharness.training.run import read_config, train
 
 TARGET, TRAINING = "-90%", ("+90%", "+80%")
 RULES = {"selection": {"rules": ["last"]}}

@@ -10,9 +10,10 @@ from dgharness.config import DataConfig
 from dgharness.data.corruptions import corrupt
 from dgharness.errors import UsageError
 from dgharness.rundir import RunDir
+from dgharness.training.build import build
 from dgharness.training.prepare import load_dataset, prepare
 from dgharness.training.progress import Progress
-from dgharness.training.run import build, read_config
+from dgharness.training.run import read_config
 from dgharness.training.transfer import score_on
 
 SIZE = {"size": 12, "augment": False}

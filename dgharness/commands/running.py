@@ -17,12 +17,13 @@ from dgharness.hparams import checked
 from dgharness.models.weights import without_fetching
 from dgharness.printing import for_json
 from dgharness.rundir import RunDir
+from dgharness.training.build import pick_device
 from dgharness.training.identity import deviations
 from dgharness.training.prepare import Prepared, prepare
 from dgharness.training.progress import header_lines, result_lines, to_stderr
 from dgharness.training.register import check_name
 from dgharness.training.register import register as registered
-from dgharness.training.run import Result, pick_device, read_config, train
+from dgharness.training.run import Result, read_config, train
 from dgharness.training.run import resume as continue_run
 
 Header = Callable[[Prepared, tracking.Store], None]

@@ -15,11 +15,12 @@ from dgharness.diagnostics.trained import Trained
 from dgharness.errors import UsageError
 from dgharness.rundir import RunDir
 from dgharness.training import checkpoint
+from dgharness.training.build import build
 from dgharness.training.evaluation import BATCH
 from dgharness.training.loop import Run
 from dgharness.training.prepare import Prepared, forget_own_files, prepare
 from dgharness.training.progress import Progress
-from dgharness.training.run import build, read_config
+from dgharness.training.run import read_config
 
 
 def inspected(
