@@ -18,6 +18,7 @@ from dgharness import registry
 from dgharness.errors import UsageError
 from dgharness.report.cells import build_tables
 from dgharness.report.domainbed_results import ALGORITHMS, DOMAINS, as_its_scripts, read_results
+from dgharness.report.over_datasets import over_datasets
 from dgharness.selection.leave_one_domain_out_cv import leave_one_domain_out_cv
 from dgharness.selection.test_domain_validation import test_domain_validation as oracle
 from dgharness.selection.training_domain_validation import training_domain_validation
@@ -59,11 +60,13 @@ def accuracies(envs: int, draw) -> dict[str, float]:
     return {f"env{i}_{part}_acc": draw() for i in range(envs) for part in ("in", "out")}
 
 
-def sweep(tree: Path, draw, algorithms=("ERM", "VREx", "Mixup"), trials=3, draws=4, steps=(0, 300, 600, 900)):
+def sweep(
+    tree: Path, draw, algorithms=("ERM", "VREx", "Mixup"), trials=3, draws=4, steps=(0, 300, 600, 900), **args
+):
     """All single environments and all pairs, as ``scripts/sweep.py`` plans them, in a mixed order."""
     held_out = [list(envs) for size in (1, 2) for envs in combinations(range(4), size)]
     planned = [
-        {"algorithm": a, "test_envs": t, "hparams_seed": h, "trial_seed": n}
+        {"algorithm": a, "test_envs": t, "hparams_seed": h, "trial_seed": n, **args}
         for a in algorithms
         for t in held_out
         for h in range(draws)
@@ -71,9 +74,9 @@ def sweep(tree: Path, draw, algorithms=("ERM", "VREx", "Mixup"), trials=3, draws
     ]
     order = random.Random(0)
     order.shuffle(planned)
-    for args in planned:
+    for own in planned:
         lines = [{"step": step, **accuracies(4, draw)} for step in steps]
-        job(tree, lines, f"{order.getrandbits(64):016x}", **args)
+        job(tree, lines, f"{order.getrandbits(64):016x}", **own)
 
 
 # --- DomainBed's selection and tables, written again from their description ------------------------
@@ -174,6 +177,24 @@ def test_every_cell_and_average_is_domainbeds_own(tmp_path, drawn, method):
         assert list(row) == [*PACS, "average"]
         for name, expected in columns.items():
             assert row[name] == pytest.approx(expected, abs=1e-12), (algorithm, name)
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_the_averages_over_datasets_are_domainbeds_own(tmp_path, method):
+    rule = as_its_scripts(RULES[method])
+    for dataset in ("PACS", "VLCS"):
+        sweep(tmp_path / dataset, random.Random(dataset).random, draws=2, dataset=dataset)
+    tables = build_tables(read_results(tmp_path).records, [rule], gaps=False, ddof=0)
+    ((table,), _) = over_datasets(tables, [rule])
+    assert [column.name for column in table.columns][:3] == [
+        *("domainbed:PACS", "domainbed:VLCS", "mean of the datasets")
+    ]
+    for row in table.rows:
+        (name,) = (key for key in ("ERM", "VREx", "Mixup") if ALGORITHMS.get(key, key) == row.label)
+        theirs = [its_table(tmp_path / dataset, method)[name]["average"] for dataset in ("PACS", "VLCS")]
+        for cell, expected in zip(row.cells, theirs, strict=False):
+            assert (cell.mean, cell.se) == pytest.approx(expected, abs=1e-12)
+        assert row.cells[2].stated.value == pytest.approx(sum(mean for mean, _ in theirs) / 2, abs=1e-12)
 
 
 def test_a_tie_that_rounding_parts_goes_the_way_of_its_scripts(tmp_path):

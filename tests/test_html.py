@@ -20,8 +20,8 @@ from dgharness.report.cells import build_tables
 from dgharness.report.cost import cost_tables
 from dgharness.report.html import Subject, page
 from dgharness.report.outcomes import comparable
+from dgharness.report.over_datasets import over_datasets
 from dgharness.report.pictures import pictures
-from dgharness.report.rank_table import rank_tables
 from dgharness.report.render import render
 from dgharness.report.render import shown as shown_cell
 from dgharness.selection.rule import Evaluation, RunRecord
@@ -222,18 +222,19 @@ def of_datasets(number):
     return build_tables(records, [rule])
 
 
-@pytest.mark.parametrize(("datasets", "ranked", "plots"), [(1, 0, 0), (2, 1, 0), (5, 1, 1)])
-def test_ranks_are_a_table_from_two_datasets_on_and_a_plot_from_five(datasets, ranked, plots):
-    tables, figures = rank_tables(of_datasets(datasets), [rule])
-    assert (len(tables), len(figures)) == (ranked, plots)
+@pytest.mark.parametrize(("datasets", "together", "plots"), [(1, 0, 0), (2, 1, 0), (5, 1, 1)])
+def test_datasets_stand_side_by_side_from_two_on_and_ranks_are_drawn_from_five(datasets, together, plots):
+    tables, figures = over_datasets(of_datasets(datasets), [rule])
+    assert (len(tables), len(figures)) == (together, plots)
     for table in tables:
         assert table.block.dataset == ", ".join(f"d{n}" for n in range(datasets))
-        assert [shown_cell(row.cells[0], table.columns[0]) for row in table.rows] == ["1.50", "1.50"]  # alike
+        assert table.columns[-1].name == "average rank"
+        assert [shown_cell(row.cells[-1], table.columns[-1]) for row in table.rows] == ["1.50", "1.50"]
         for form in ("text", "markdown", "latex", "csv", "json"):
             assert "1.5" in render([table], form)
     text = page(Subject(["several"], [rule], []), tables, figures)
     assert text.count("<svg") == plots
-    assert not ranked or f"<h2>{tables[0].block.dataset}</h2>" in text
+    assert not together or f"<h2>{tables[0].block.dataset}</h2>" in text
 
 
 def test_the_command_writes_a_page_and_tracks_it(mlflow_store, tmp_path, monkeypatch, capsys):

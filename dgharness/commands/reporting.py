@@ -73,28 +73,28 @@ def without_collection() -> Iterator[None]:
 @without_collection()
 def run_report(asked: Asked) -> None:
     """Print the comparison of the runs of some experiments, by the rule that they show if none is named."""
-    from dgharness.report.rank_table import rank_tables
+    from dgharness.report.over_datasets import over_datasets
     from dgharness.report.render import render
 
     _check(asked)
     found = _found(asked)
     rules = [registry.load("selection", name) for name in _rules(asked, found)]
     tables = [table for each in found for table in _tables(asked, each, rules)]
-    ranked, drawn = rank_tables(tables, rules)
+    together, drawn = over_datasets(tables, rules)
     if len({table.block.dataset for table in tables}) > 1:
         titled = [replace(table, title=f"{table.block.dataset}, {table.title}") for table in tables]
     else:
         titled = tables
     budgets = cache(lambda: [pair for each in found for pair in _budgets(each, rules[0])])
     costs = cache(lambda: [*_costs(found), *_at_equal_budgets(budgets())])
-    shown = [*titled, *ranked, *(costs() if asked.cost else ())]
+    shown = [*titled, *together, *(costs() if asked.cost else ())]
     if asked.format_ != "html":
         text = render(shown, asked.format_)
         if asked.to:
             _write(text, asked.to)
         else:
             print(text, end="", flush=True)
-    as_page = cache(lambda: _page(asked, found, rules, [*tables, *ranked], costs(), budgets(), drawn))
+    as_page = cache(lambda: _page(asked, found, rules, [*tables, *together], costs(), budgets(), drawn))
     if asked.format_ == "html":
         _write(as_page(), asked.to or Path("report.html"))
     _track_report(asked, found, rules, shown, as_page)
