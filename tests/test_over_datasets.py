@@ -42,11 +42,13 @@ def runs(values=VALUES, **fields) -> list[RunRecord]:
     ]
 
 
-def together(records, *rules) -> list[Table]:
+def together(records, *rules, extras=()) -> list[Table]:
     tables = [
         table
         for dataset in dict.fromkeys(record.dataset for record in records)
-        for table in build_tables([r for r in records if r.dataset == dataset], rules or [last], gaps=False)
+        for table in build_tables(
+            [r for r in records if r.dataset == dataset], rules or [last], gaps=False, extras=extras
+        )
     ]
     return over_datasets(tables, rules or [last])[0]
 
@@ -87,6 +89,18 @@ def test_every_rule_has_a_table_and_one_dataset_has_none():
         "datasets side by side, test-domain-validation (oracle)",
     ]
     assert together([record for record in runs() if record.dataset == "d1"]) == []
+
+
+def test_the_worst_group_has_a_table_of_its_own_and_what_is_no_accuracy_has_none():
+    records = [
+        dataclasses.replace(
+            r, evaluations=(Evaluation(1, {**r.evaluations[0].metrics, "test/wga": 0.25, "test/ece": 0.1}),)
+        )
+        for r in runs()
+    ]
+    _, table = together(records, extras=["wga", "ece"])
+    assert table.title == "wga, datasets side by side, last"
+    assert cells(table)["erm"] == ["25.0 ± 0.0", "25.0 ± 0.0", "25.0"]
 
 
 def test_a_dataset_that_stands_there_twice_is_told_apart_and_there_is_no_mean():

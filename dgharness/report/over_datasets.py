@@ -13,25 +13,42 @@ from dgharness.report.table import Block, Cell, Column, Row, Stated, Table
 from dgharness.selection.rule import Rule
 
 NONE = Cell(problem="–")
+Place = tuple[Table, int]  # a table, and one of its columns
 
 
 def over_datasets(tables: Sequence[Table], rules: Sequence[Rule]) -> tuple[list[Table], list[Picture]]:
     """For each rule a table of its results on all datasets; nothing where there is one dataset.
 
-    A dataset's result is the average over its held-out domains, or its only result. The mean over datasets
-    counts each the same; it needs accuracies of every dataset, each of which stands there once.
+    A dataset's result is the average over its held-out domains, or its only result; further accuracies of the
+    tables, such as that of the worst group, have a table each. The mean over datasets counts each the same and
+    needs accuracies of every dataset, each of which stands there once.
     """
     made, pictures = [], []
     for rule in rules:
+        found = ranks(scores(tables, rule.name))
         results = [(table, place) for table in tables if (place := _result(table, rule)) is not None]
-        blocks = [table.block for table, _ in results]
-        if len({block.dataset for block in blocks}) < 2:
-            continue
-        found, block = ranks(scores(tables, rule.name)), _of_several(blocks)
-        made.append(_table(results, found, rule, block))
-        if found is not None and found.critical_difference is not None:
-            pictures.append(_picture(found, rule, block))
+        if _datasets(results) > 1:
+            made.append(_table(results, rule, found))
+            if found is not None and found.critical_difference is not None:
+                pictures.append(_picture(found, rule, made[-1].block))
+        for name, columns in _further(tables, rule).items():
+            if _datasets(columns) > 1:
+                made.append(_table(columns, rule, metric=name))
     return made, pictures
+
+
+def _datasets(columns: Sequence[Place]) -> int:
+    return len({table.block.dataset for table, _ in columns})
+
+
+def _further(tables: Sequence[Table], rule: Rule) -> dict[str, list[Place]]:
+    """The columns of every further accuracy under a rule."""
+    found: dict[str, list[Place]] = {}
+    for table in tables:
+        for place, column in enumerate(table.columns):
+            if (column.kind, column.unit, column.rule) == ("extra", "percent", rule.name):
+                found.setdefault(column.measures[0], []).append((table, place))
+    return found
 
 
 def _result(table: Table, rule: Rule) -> int | None:
@@ -44,7 +61,7 @@ def _result(table: Table, rule: Rule) -> int | None:
     return None
 
 
-def _table(results: Sequence[tuple[Table, int]], found: Ranks | None, rule: Rule, block: Block) -> Table:
+def _table(results: Sequence[Place], rule: Rule, found: Ranks | None = None, *, metric: str = "") -> Table:
     names = _names([table.block for table, _ in results])
     columns = [
         Column(name, table.columns[place].unit, rule.name, "extra")
@@ -64,15 +81,16 @@ def _table(results: Sequence[tuple[Table, int]], found: Ranks | None, rule: Rule
         columns.append(Column("average rank", "number", rule.name, "extra"))
         cells.append({label: Cell(stated=Stated(rank)) for label, rank in found.mean.items()})
     ddofs = ", ".join(dict.fromkeys(str(cell.ddof) for column in cells for cell in column.values() if cell.n))
+    what = metric or "the result"
     said = [
-        "Of each dataset the average over its held-out domains, or its only result: mean ± standard error "
-        f"over trials (ddof = {ddofs or 1}). The mean of the datasets counts each the same.",
+        f"Of each dataset {what}, averaged over its held-out domains where it has several: mean ± standard "
+        f"error over trials (ddof = {ddofs or 1}). The mean of the datasets counts each the same.",
         str(found) if found is not None else "",
         f"{title(rule)}: {rule.caption}",
     ]
     return Table(
-        title=f"datasets side by side, {title(rule)}",
-        block=block,
+        title=f"{f'{metric}, ' if metric else ''}datasets side by side, {title(rule)}",
+        block=_of_several([table.block for table, _ in results]),
         columns=tuple(columns),
         rows=tuple(Row(label, tuple(column.get(label, NONE) for column in cells)) for label in labels),
         caption=tuple(filter(None, said)),
