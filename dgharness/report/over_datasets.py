@@ -19,9 +19,9 @@ Place = tuple[Table, int]  # a table, and one of its columns
 def over_datasets(tables: Sequence[Table], rules: Sequence[Rule]) -> tuple[list[Table], list[Picture]]:
     """For each rule a table of its results on all datasets; nothing where there is one dataset.
 
-    A dataset's result is the average over its held-out domains, or its only result; further accuracies of the
-    tables, such as that of the worst group, have a table each. The mean over datasets counts each the same and
-    needs accuracies of every dataset, each of which stands there once.
+    A dataset's result is the average over its held-out domains, or its only result; further accuracies, such
+    as that of the worst group, have a table each. The mean over datasets counts each the same, and needs
+    accuracies of every dataset, each of which stands there once.
     """
     made, pictures = [], []
     for rule in rules:
