@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from dgharness.report.cells import build_tables
+from dgharness.report.html import Subject, page
 from dgharness.report.over_datasets import over_datasets
 from dgharness.report.render import shown
 from dgharness.report.table import Table
@@ -73,6 +74,7 @@ def test_each_dataset_has_its_average_and_all_of_them_a_mean():
 def test_an_algorithm_that_was_not_run_everywhere_has_no_mean_and_no_rank():
     (table,) = together(runs())
     assert cells(table) == {"erm": ["71.0 ± 0.6", "31.0 ± 0.6", "51.0"], "vrex": ["71.0 ± 0.6", "–", "–"]}
+    assert page(Subject(["several"], [last], []), [table], []).count('<td class="quiet">–</td>') == 2
 
 
 def test_an_average_that_is_blocked_blocks_the_mean():

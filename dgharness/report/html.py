@@ -15,10 +15,10 @@ from dgharness.figures import as_svg
 from dgharness.report.captions import title
 from dgharness.report.panels import Picture
 from dgharness.report.render import shown
-from dgharness.report.table import Block, Cell, Column, Table
+from dgharness.report.table import NONE, Block, Cell, Column, Table
 from dgharness.selection.rule import Rule, RunRecord
 
-QUIET = ("baseline", "n/a")  # what stands in place of a number where nothing is wrong
+QUIET = ("baseline", "n/a", NONE.problem)  # what stands in place of a number where nothing is wrong
 
 
 @dataclass(frozen=True)

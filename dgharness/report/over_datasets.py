@@ -9,10 +9,9 @@ from dgharness.figures import drawn
 from dgharness.report.captions import title
 from dgharness.report.panels import Picture
 from dgharness.report.ranks import Ranks, draw, ranks, scores
-from dgharness.report.table import Block, Cell, Column, Row, Stated, Table
+from dgharness.report.table import NONE, Block, Cell, Column, Row, Stated, Table
 from dgharness.selection.rule import Rule
 
-NONE = Cell(problem="–")
 Place = tuple[Table, int]  # a table, and one of its columns
 
 

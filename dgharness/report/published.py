@@ -15,10 +15,8 @@ from typing import Any
 import yaml
 
 from dgharness.preset import preset_tree
-from dgharness.report.table import Block, Cell, Column, Row, Stated, Table, block_of
+from dgharness.report.table import NONE, Block, Cell, Column, Row, Stated, Table, block_of
 from dgharness.selection.rule import RunRecord
-
-NONE = Cell(problem="–")
 
 
 @dataclass(frozen=True, eq=False)  # one for each file

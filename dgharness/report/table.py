@@ -122,6 +122,9 @@ class Cell:
         return None if se is None else se * math.sqrt(self.n)
 
 
+NONE = Cell(problem="–")  # nobody measured that
+
+
 @dataclass(frozen=True)
 class Column:
     """What its cells hold: ``percent`` and ``points`` are fractions shown times 100.
