@@ -113,7 +113,11 @@ def store(monkeypatch, mlflow_store):
         ),
         (
             "train --register digits --set execution.keep=results",
-            "--register needs the weights that execution.keep=results would remove; leave one of the two out",
+            "--register needs weights, and execution.keep=results keeps none; add --set",
+        ),
+        (
+            "train --register digits --set execution.keep=results --dry-run",
+            "--register needs weights, and execution.keep=results keeps none; add --set",
         ),
         (
             "train --set execution.keep=none",

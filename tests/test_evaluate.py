@@ -365,7 +365,12 @@ def test_weights_that_are_gone_and_tasks_without_classes_are_said(train, evaluat
         file.unlink()
     words = ["--output", "bare", "--no-track"]
     assert evaluate(result.run_id, *words).code == 0  # stored predictions are enough
-    assert "are gone" in sentence(evaluate(result.run_id, *words, "--tta", "t3a"))
+    for further in (["--tta", "t3a"], ["--dataset", "rotated-digits"], ["--split", "train"]):
+        said = sentence(evaluate(result.run_id, *words, *further))
+        assert "keeps no weights; train it again with --set execution.keep=weights" in said
+    shutil.copy(result.path / "weights-last.pt", place.root / "bare" / result.run_id)
+    said = sentence(evaluate(result.run_id, *words, "--checkpoint", "4", "--tta", "t3a"))
+    assert said.endswith("are gone; choose another with --checkpoint: last")
     said = sentence(evaluate(train(**NUMBERS).run_id, "--calibrate", "--no-track"))
     assert said == "--calibrate is for classes, and this run's task is regression; leave it out"
 

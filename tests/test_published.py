@@ -129,6 +129,14 @@ def test_methods_that_were_not_run_have_a_row_if_that_is_wanted():
     assert [row.label for row in beside(elsewhere, [], others=True).rows] == ["erm"]
 
 
+def test_what_was_imported_under_its_old_name_is_the_same_method():
+    facts = {"dataset": "domainbed:PACS", "domains": PACS}
+    (plain,) = build_tables([run("SagNet", t, **facts) for t in PACS], [VALIDATION], gaps=False)
+    table = beside(plain, [], others=True)
+    assert column(table, "published: average")["SagNet"] == "86.3 ± 0.2"
+    assert "sagnet" not in [row.label for row in table.rows]
+
+
 def test_the_rule_decides_which_number_is_shown():
     (table,) = compared([run("erm", target) for target in MNIST], ORACLE)
     assert column(table, "published: average") == {"erm": "57.8 ± 0.2"}

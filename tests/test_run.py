@@ -21,6 +21,7 @@ from toy_settings import toy
 from dgharness import registry
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.plugin import objective, penalty
+from dgharness.tracking import Tracker
 from dgharness.training.build import build
 from dgharness.training.evaluation import all_rows
 from dgharness.training.learner import Learner
@@ -121,6 +122,21 @@ def test_a_run_that_was_stopped_keeps_all_that_it_goes_on_from(mlflow_store, tmp
     assert (tmp_path / "parts" / whole.run_id / "checkpoint.pt").exists()
     resumed = resume(whole.run_id, tmp_path / "parts", progress=Progress(**QUIET))
     assert resumed.chosen == whole.chosen and not (resumed.path / "checkpoint.pt").exists()
+
+
+def test_what_is_not_kept_goes_before_a_slow_store_is_served(mlflow_store, tmp_path, monkeypatch):
+    follow = Tracker.follow
+
+    def killed_once_finished(tracker):
+        if tracker.rundir.state.status == "FINISHED":
+            raise SystemExit(9)
+        return follow(tracker)
+
+    monkeypatch.setattr(Tracker, "follow", killed_once_finished)
+    with pytest.raises(SystemExit):
+        run_small(mlflow_store, tmp_path, execution={"keep": "results"})
+    (path,) = tmp_path.glob("*/run.json")
+    assert json.loads(path.read_text())["status"] == "FINISHED" and not list(path.parent.glob("*.pt"))
 
 
 # --- failures --------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ OF_A_RUN: dict[str, Callable[[Trained], Diagnosis]] = {
     "style": style,
     "sharpness": sharpness,
 }
+BASELINE = "erm"
 ALSO_OF_A_RUN = ("by-group", "calibration")  # of OVER_RUNS, those that one run is enough for
 
 
@@ -73,7 +74,7 @@ class Asked:
     what: str  # an MLflow experiment, or the id of a run
     only: Sequence[str] | None = None  # None: all that are possible
     rule: str = ""
-    baseline: str = "erm"
+    baseline: str = BASELINE
     x: str = ""
     y: str = ""
     checkpoints: Literal["scored", "chosen"] = "scored"
@@ -188,6 +189,8 @@ def _run(asked: Asked, names: Sequence[str]) -> Part:
     """One run, as it lies in its directory."""
     rundir = RunDir.open(Path(asked.output), asked.what)
     state = rundir.state
+    if asked.baseline != BASELINE:
+        raise UsageError("--baseline is for the runs of an experiment; leave it out for one run")
     if state.status != "FINISHED":
         raise UsageError(f"run {state.run_id} is {state.status}; diagnose needs one that has finished")
     run = record_of_directory(rundir)

@@ -79,8 +79,9 @@ def run_report(asked: Asked) -> None:
     _check(asked)
     found = _found(asked)
     rules = [registry.load("selection", name) for name in _rules(asked, found)]
-    tables = [table for each in found for table in _tables(asked, each, rules)]
-    together, drawn = over_datasets(tables, rules)
+    measured = [(table, each) for each in found for table in _tables(asked, each, rules)]
+    together, drawn = over_datasets([table for table, _ in measured], rules)
+    tables = [_with_published(asked, table, each) for table, each in measured]
     if len({table.block.dataset for table in tables}) > 1:
         titled = [replace(table, title=f"{table.block.dataset}, {table.title}") for table in tables]
     else:
@@ -155,7 +156,6 @@ def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
     """The tables of one experiment; every rule is shown side by side, by its averages."""
     from dgharness.report.cells import build_tables
     from dgharness.report.every_rule import with_queries
-    from dgharness.report.published import beside
 
     rules = _as_there(rules, found)
     tables = build_tables(
@@ -171,11 +171,15 @@ def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
     )
     if found.source:
         tables = [replace(table, caption=(*table.caption, found.source)) for table in tables]
-    if asked.rules == EVERY:
-        tables = with_queries(tables, found.records)
+    return with_queries(tables, found.records) if asked.rules == EVERY else tables
+
+
+def _with_published(asked: Asked, table: Table, found: Runs) -> Table:
+    from dgharness.report.published import beside
+
     if not {REFERENCE, EVERY_REFERENCE} & {*asked.against}:
-        return tables
-    return [beside(table, found.records, others=EVERY_REFERENCE in asked.against) for table in tables]
+        return table
+    return beside(table, found.records, others=EVERY_REFERENCE in asked.against)
 
 
 def _as_there(rules: Sequence[Rule], found: Runs) -> Sequence[Rule]:

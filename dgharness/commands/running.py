@@ -47,6 +47,8 @@ def run_train(
         for line in header_lines(prepared, deviations(prepared), f"{store} → {store.experiment}"):
             to_stderr(line)
 
+    if resume is None:
+        _check_kept(register, compose(**layers).execution)
     if resume is None and dry_run:
         _print_plan(layers, as_json)
         return
@@ -54,12 +56,11 @@ def run_train(
         _register(finished, register)
         return
     try:
-        if resume is None:
-            config = compose(**layers)
-            _check_kept(register, config.execution)
-            result = train(config, header=header)
-        else:
-            result = _resume(resume, layers, header=header, register=register, dry_run=dry_run)
+        result = (
+            train(compose(**layers), header=header)
+            if resume is None
+            else _resume(resume, layers, header=header, register=register, dry_run=dry_run)
+        )
     except Interrupted:
         ended = _newest(prepared_here)
         if ended:
@@ -105,7 +106,8 @@ def run_train(
 def _check_kept(register: str | None, execution: ExecutionConfig) -> None:
     if register and execution.keep == "results":
         raise UsageError(
-            "--register needs the weights that execution.keep=results would remove; leave one of the two out"
+            "--register needs weights, and execution.keep=results keeps none; add "
+            "--set execution.keep=weights, or leave --register out"
         )
 
 

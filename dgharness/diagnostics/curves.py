@@ -32,7 +32,8 @@ def table_of(curves: Mapping[Scale, Curve]) -> pd.DataFrame:
     """A row per quantity, a column per scale."""
     return pd.DataFrame(
         {"quantity": list(_quantities(curves["raw"]))}
-        | {scale: list(_quantities(curve).values()) for scale, curve in curves.items()}
+        | {scale: list(_quantities(curve).values()) for scale, curve in curves.items()},
+        dtype=object,  # a column holds counts and shares, which no number of decimals suits alike
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,12 +15,15 @@ from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
 from dgharness.printing import for_json, text_table, wrapped
 
 MOST_DECIMALS = 6
+LARGE, LARGEST_COUNT = 1e7, 1e12  # from here on numbers have exponents
+ROUNDING = 1e-12  # relative: standard errors of numbers that are equal but for it
+OWN_NAME = re.compile("[a-z_]+")  # a heading without names that users gave
 
 
 def as_text(found: Diagnosis, of: str) -> str:
     """Title, table, findings and caption, as a terminal shows them; ``of`` says what was diagnosed."""
     names, cells, words = zip(*_columns(found.table), strict=True)
-    head = [textwrap.fill(name.replace("_", " "), width=14, break_long_words=False) for name in names]
+    head = [textwrap.fill(name, width=14, break_long_words=False) for name in names]
     body = text_table(head, zip(*cells, strict=True), left=[n for n, word in enumerate(words) if word])
     findings = [wrapped(f"- {finding}", "  ") for finding in found.findings]
     return "\n".join([f"{found.title}: {of}", body, "", *findings, wrapped(found.caption)]) + "\n"
@@ -54,42 +58,64 @@ def shown(value: Any) -> str:
         return "n/a"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if 999.5 <= abs(value) < 1e7 else f"{value:.3g}"
+    return f"{value:.0f}" if 999.5 <= abs(value) < LARGE else f"{value:z.3g}"
+
+
+def decimals(numbers: Iterable[float]) -> int | None:
+    """How many decimals the numbers of a column are shown with: three digits of the largest, and at least one
+    of the smallest. None where that would be too many; whole numbers have none.
+
+    >>> [decimals(numbers) for numbers in ([1.0, 0.03], [0.25, -0.0004], [1914.7], [99.0, 8.0], [3.0, 1e-5])]
+    [3, 4, 0, 0, None]
+    """
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    if not sizes or (1 < max(sizes) < LARGEST_COUNT and all(size.is_integer() for size in sizes)):
+        return 0
+    of_largest = max(0, 3 - math.ceil(math.log10(max(sizes))))
+    needed = max(of_largest, math.ceil(-math.log10(min(sizes))))
+    return needed if needed <= min(of_largest + 2, MOST_DECIMALS) and max(sizes) < LARGE else None
 
 
 def _columns(table: pd.DataFrame) -> Iterator[tuple[str, list[str], bool]]:
-    """Name, cells, and whether they are words, of every column; standard errors beside what they are of."""
+    """Head, cells, and whether they are words, of every column; standard errors beside what they are of."""
     spreads = {f"{SPREAD}{name}" for name in table}
     for name, column in table.items():
         if name in spreads:
             continue
+        head = str(name).replace("_", " ") if OWN_NAME.fullmatch(str(name)) else str(name)
+        numbers = [float(value) for value in column] if column.dtype.kind == "f" else None
+        digits = decimals(numbers) if numbers else None
         spread = table.get(f"{SPREAD}{name}")
-        digits = decimals(column) if column.dtype.kind == "f" else None
         if spread is None:
-            yield str(name), [_cell(value, digits) for value in column], column.dtype.kind not in "if"
+            words = any(isinstance(value, str) for value in column)
+            yield head, [_cell(value, digits) for value in column], words
         else:
-            digits = None if digits is None else max(digits, decimals(spread, 2) or 0)
-            pairs = zip(column, spread, strict=True)
-            yield f"{name} ± s.e.", [_with_error(value, error, digits) for value, error in pairs], False
+            pairs = list(zip(column, spread, strict=True))
+            yield f"{head} ± s.e.", [_with_error(*pair, _of_errors(pairs, digits)) for pair in pairs], False
+
+
+def _of_errors(pairs: Sequence[tuple[float, float]], digits: int | None) -> int | None:
+    """As many decimals as show two digits of the largest error, but two more than the values have at most."""
+    errors = [error for value, error in pairs if _is_error(value, error)]
+    if digits is None or not errors:
+        return digits
+    return max(digits, min(1 - math.floor(math.log10(max(errors))), digits + 2))
+
+
+def _is_error(value: float, error: float) -> bool:
+    """Whether a standard error is more than the rounding of equal numbers."""
+    return math.isfinite(error) and error > ROUNDING * abs(value)
 
 
 def _with_error(value: float, error: float, digits: int | None) -> str:
-    return _cell(value, digits) + ("" if math.isnan(error) else f" ± {_cell(error, digits)}")
+    if math.isnan(error):
+        return _cell(value, digits)
+    if digits is None or not _is_error(value, error) or round(error, digits) > 0:
+        told = _cell(error if _is_error(value, error) else 0.0, digits)
+    else:
+        told = f"<{10.0**-digits:.{digits}f}"
+    return f"{_cell(value, digits)} ± {told}"
 
 
 def _cell(value: Any, digits: int | None) -> str:
     return shown(value) if digits is None or math.isnan(value) else f"{value:z.{digits}f}"
-
-
-def decimals(column: pd.Series, significant: int = 3) -> int | None:
-    """How many decimals all numbers of a column are shown with, so that the largest has so many digits that
-    mean something, and 1 as many as what is just below; None where small numbers would be lost.
-
-    >>> [decimals(pd.Series(numbers)) for numbers in ([1.0, 0.03], [1914.7], [3.0, 1e-4], [1e-6])]
-    [3, 0, None, None]
-    """
-    sizes = column[column.abs().between(0, math.inf, inclusive="neither")].abs()
-    if sizes.empty:
-        return 0
-    digits = max(0, significant - math.ceil(math.log10(sizes.max())))
-    return None if digits > MOST_DECIMALS or sizes.min() < sizes.max() / 1000 else digits

@@ -1,7 +1,8 @@
 """Published numbers beside measured ones: shipped as data, with their source, protocol and rule.
 
-A number is shown where the dataset, the protocol, the rule and the row are the same by name. Whatever else
-differs is said in the caption, because no number of another's code is comparable without a word.
+A number is shown where the dataset, the protocol, the rule and the row are the same by name; capitals do not
+count in that of a row, since imported ones are called as they were elsewhere. Whatever else differs is said in
+the caption, because no number of another's code is comparable without a word.
 """
 
 from __future__ import annotations
@@ -96,14 +97,14 @@ def beside(table: Table, records: Sequence[RunRecord], *, others: bool = False) 
     cells: list[list[Cell]] = [[] for _ in table.rows]
     used: dict[Source, list[Number]] = {}
     for place, column in enumerate(table.columns):
-        found = {n.label: n for n in known if _belongs(n, column)}
+        found = {_called(n.label): n for n in known if _belongs(n, column)}
         columns.append(column)
-        if any(row.label in found for row in table.rows):
+        if any(_called(row.label) in found for row in table.rows):
             columns.append(Column(f"published: {column.name}", column.unit, column.rule, "published"))
         for row, line in zip(table.rows, cells, strict=True):
             line.append(row.cells[place])
             if columns[-1].kind == "published":
-                number = found.get(row.label)
+                number = found.get(_called(row.label))
                 line.append(_stated(number) if number else NONE)
                 if number:
                     used.setdefault(number.source, []).append(number)
@@ -117,9 +118,13 @@ def beside(table: Table, records: Sequence[RunRecord], *, others: bool = False) 
 def _not_run(table: Table, known: Sequence[Number]) -> list[Row]:
     """Empty rows of the methods that some column of the table has a published number of."""
     labels = [n.label for n in known if any(_belongs(n, column) for column in table.columns)]
-    run = {row.label for row in table.rows}
+    run = {_called(row.label) for row in table.rows}
     nothing = (NONE,) * len(table.columns)
-    return [Row(label, nothing) for label in dict.fromkeys(labels) if label not in run]
+    return [Row(label, nothing) for label in dict.fromkeys(labels) if _called(label) not in run]
+
+
+def _called(label: str) -> str:
+    return label.lower()
 
 
 def _belongs(number: Number, column: Column) -> bool:

@@ -45,7 +45,7 @@ def join(found: Sequence[Runs], directory: Path) -> tuple[list[Runs], list[str]]
     if not earlier:
         raise UsageError(
             f"{directory} holds no runs; name a directory of run directories, such as runs/ of an earlier "
-            "sweep, or --against reference for published numbers"
+            "sweep, or --against reference or every-reference for published numbers"
         )
     joined = list(found)
     refused: dict[str, list[str]] = {}  # why -> run ids

@@ -92,9 +92,11 @@ class Tracker:
         self._await(file for path in paths for file in _files(self.rundir.path / path))
         return self.deliver()
 
-    def finish(self, status: Status, error: str | None = None, without: Collection[Path] = ()) -> bool:
-        """Write ``metrics.json`` and end the run; a FINISHED one delivers its files, ``without`` and its
-        checkpoint apart."""
+    def finish(self, status: Status, error: str | None = None, drop: Collection[Path] = ()) -> bool:
+        """Write ``metrics.json`` and end the run; a FINISHED one delivers its files, its checkpoint apart.
+
+        The files ``drop`` are removed in between, as soon as nothing can resume the run any more.
+        """
         self.rundir.save_final()
         self.rundir.set(status=status, ended=now_ms(), error=error)
         if status == "FINISHED":
@@ -102,9 +104,11 @@ class Tracker:
             self._await(
                 file
                 for file in _files(self.rundir.path)
-                if file.name not in OWN_FILES and file not in without and not delivered.get(file.name)
+                if file.name not in OWN_FILES and file not in drop and not delivered.get(file.name)
             )
         self.rundir.save()
+        for file in drop:
+            file.unlink(missing_ok=True)
         return self.follow()
 
     def follow(self) -> bool:

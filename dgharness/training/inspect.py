@@ -90,13 +90,19 @@ def rebuilt(rundir: RunDir, device: str, *also_reads: str, **changes: Any) -> tu
 
 def kept_weights(run: Run, name: str) -> dict[str, object]:
     """The weights that a run kept under a name, or a UsageError that says which it has."""
-    kept = sorted(path.stem.removeprefix("weights-") for path in run.rundir.path.glob("weights-*.pt"))
-    run_id = run.rundir.state.run_id
+    if name not in (kept := names_of_weights(run.rundir)):
+        raise UsageError(
+            f"run {run.rundir.state.run_id} keeps no checkpoint {name!r}; it has {', '.join(kept)}"
+        )
+    return checkpoint.load_weights(run, name)
+
+
+def names_of_weights(rundir: RunDir) -> list[str]:
+    """The names that a run kept weights under; a UsageError if there are none."""
+    kept = sorted(path.stem.removeprefix("weights-") for path in rundir.path.glob("weights-*.pt"))
     if not kept:
         raise UsageError(
-            f"run {run_id} keeps no weights; train it again with --set execution.keep=weights, or bring the "
-            f"files weights-*.pt back to {run.rundir.path}"
+            f"run {rundir.state.run_id} keeps no weights; train it again with --set execution.keep=weights, "
+            "or bring its files weights-*.pt back"
         )
-    if name not in kept:
-        raise UsageError(f"run {run_id} keeps no checkpoint {name!r}; it has {', '.join(kept)}")
-    return checkpoint.load_weights(run, name)
+    return kept

@@ -132,8 +132,7 @@ def execute(
             told = [*header_lines(prepared, deviations(prepared)), *result_lines(run_id, chosen, prepared)]
             rundir.set(note="\n".join(["```", *told, "```"]))  # as it stands in the terminal
             rundir.write_evaluations([{"step": e.step, "metrics": dict(e.metrics)} for e in run.evaluations])
-            dropped = checkpoint.not_kept(run)
-            delivered = run.tracker.finish("FINISHED", without=dropped)
+            delivered = run.tracker.finish("FINISHED", drop=checkpoint.not_kept(run))
         except Interrupted:
             run.tracker.finish("KILLED")
             raise
@@ -146,8 +145,6 @@ def execute(
         except Exception as error:
             run.tracker.finish("FAILED", error=f"{type(error).__name__}: {error}")
             raise
-        for file in dropped:  # only now is there nothing left to resume
-            file.unlink(missing_ok=True)
     return Result(run_id, "FINISHED", rundir.path, chosen, cost, delivered)
 
 

@@ -29,7 +29,7 @@ from dgharness.predictions import Predictions
 from dgharness.rundir import RunDir
 from dgharness.training.adaptation import best
 from dgharness.training.evaluation import Evaluator, all_rows
-from dgharness.training.inspect import kept_weights, rebuilt
+from dgharness.training.inspect import kept_weights, names_of_weights, rebuilt
 from dgharness.training.loop import Run
 from dgharness.training.prepare import load_dataset
 from dgharness.training.run import read_config
@@ -95,8 +95,8 @@ def reopened(
     run_id = rundir.state.run_id
     if not weights:
         raise UsageError(
-            f"the weights of checkpoint {step} of run {run_id} are gone, and what it predicts cannot be "
-            "computed; choose another with --checkpoint"
+            f"the weights of checkpoint {step} of run {run_id} are gone; choose another with --checkpoint: "
+            f"{', '.join(names_of_weights(rundir))}"
         )
     own = {**read_config(rundir).execution.model_dump(), "device": "auto", **execution}
     changes["execution"] = checked(ExecutionConfig, own, "execution")

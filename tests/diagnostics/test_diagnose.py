@@ -98,6 +98,11 @@ def test_a_mistake_is_a_sentence(asked, changes, sentence):
         run_diagnose(dataclasses.replace(asked, **changes))
 
 
+def test_one_run_has_no_baseline(trained, asked):
+    with pytest.raises(UsageError, match="--baseline is for the runs of an experiment"):
+        run_diagnose(dataclasses.replace(asked, what=trained[2][0].run_id, baseline="vrex"))
+
+
 def test_a_diagnosis_over_runs_is_refused_of_one_run(trained, asked):
     _, _, runs = trained
     with pytest.raises(UsageError, match="agreement is a diagnosis of several runs: name an experiment"):
