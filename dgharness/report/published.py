@@ -1,8 +1,8 @@
 """Published numbers beside measured ones: shipped as data, with their source, protocol and rule.
 
 A number is shown where the dataset, the protocol, the rule and the row are the same by name; capitals do not
-count in that of a row, since imported ones are called as they were elsewhere. Whatever else differs is said in
-the caption, because no number of another's code is comparable without a word.
+count in that of a row, since imported ones are called as they were elsewhere. Whatever else differs is said
+in the caption, because no number of another's code is comparable without a word.
 """
 
 from __future__ import annotations
