@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dgharness.errors import UsageError
-from dgharness.rundir import write_atomic
+from dgharness.files import write_atomic
 
 FACTS = b"dgharness"  # the key of the facts in the metadata of the file
 RAW = ("classification", "regression", "multilabel")  # tasks whose outputs are stored as they are

@@ -8,7 +8,6 @@ While a run is under way its metrics are in its checkpoint.
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import math
 import os
@@ -16,28 +15,17 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dgharness.errors import UsageError, did_you_mean
+from dgharness.files import write_json, writing
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-
-_WHY = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than allowed",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission is denied",
-    errno.EPERM: "permission is denied",
-    errno.ENOTDIR: "part of the path is a file",
-    errno.EEXIST: "part of the path is a file",
-    errno.ENOENT: "the directory is gone",
-}
 
 
 class Busy(UsageError):
@@ -111,10 +99,10 @@ class RunDir:
     def create(cls, root: Path, run_id: str, config_hash: str, **facts: Any) -> RunDir:
         """A new directory; ``facts`` are further fields of ``RunState``. One that exists is a UsageError."""
         path = Path(root) / run_id
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _writing(path, but=FileExistsError):
+            with writing(path, but=FileExistsError):
                 path.mkdir()
         except FileExistsError:
             raise UsageError(
@@ -162,7 +150,7 @@ class RunDir:
 
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            with _writing(self.path, but=Timeout):
+            with writing(self.path, but=Timeout):
                 lock.acquire()
         except Timeout:
             worker = _read_state(self.path).worker
@@ -242,31 +230,6 @@ def runs(root: Path) -> Iterator[RunDir]:
     return (RunDir.open(root, name) for name in sorted(_run_ids(root)))
 
 
-def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: bytes, or whatever the function writes into the open file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _writing(path):
-            with open(temporary, "wb") as file:
-                if callable(content):
-                    content(file)
-                else:
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON atomically."""
-    write_atomic(path, json.dumps(content, indent=1, allow_nan=False).encode())
-
-
 def read_evaluations(content: bytes | str) -> list[dict[str, Any]]:
     """Evaluations from the text of an ``evaluations.json``.
 
@@ -313,20 +276,3 @@ def _read_state(path: Path) -> RunState:
 
 def _worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-@contextmanager
-def _writing(path: Path, but: type[BaseException] | tuple[()] = ()) -> Iterator[None]:
-    """Turn what the file system refuses into a sentence; ``but`` passes through."""
-    try:
-        yield
-    except but:
-        raise
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a failed write as a RuntimeError that happened while handling the OSError
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or cause.errno not in _WHY:
-            raise
-        why = _WHY[cause.errno]
-        remedy = "mend that or choose another directory (--set execution.output=DIR)"
-        raise UsageError(f"cannot write {path}: {why}; {remedy}") from error

@@ -42,6 +42,7 @@ FORBIDDEN = {
     "plugin.py": {"training", "tracking", "sweep", "report", "data", "models", "algorithms", "registry"},
     "step.py": {"training", "tracking", "sweep", "report", "data", "models", "plugin", "hparams", "registry"},
     "hparams.py": {"training", "tracking", "sweep", "report", "data", "models", "plugin", "registry"},
+    "files.py": {"training", "tracking", "sweep", "report", "data", "models", "plugin", "registry", "rundir"},
     "rundir.py": {"training", "tracking", "sweep", "report", "data", "models", "plugin", "registry"},
 }
 

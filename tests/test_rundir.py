@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from dgharness import rundir
+from dgharness import files, rundir
 from dgharness.errors import UsageError
-from dgharness.rundir import Busy, DatasetInput, Metric, RunDir, find, new_run_id, runs, write_atomic
+from dgharness.files import write_atomic
+from dgharness.rundir import Busy, DatasetInput, Metric, RunDir, find, new_run_id, runs
 
 HASH = "0123456789abcdef"
 
@@ -83,7 +84,7 @@ def test_a_disk_that_takes_no_more_is_a_sentence(tmp_path, monkeypatch, code, wo
         raise OSError(code, os.strerror(code))
 
     write_atomic(tmp_path / "f", b"old")
-    monkeypatch.setattr(rundir.os, "fsync", refuse)
+    monkeypatch.setattr(files.os, "fsync", refuse)
     with pytest.raises(UsageError, match=f"cannot write .*f: .*{words}"):
         write_atomic(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old"

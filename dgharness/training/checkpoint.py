@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dgharness.errors import UsageError
-from dgharness.rundir import Metric, write_atomic
+from dgharness.files import write_atomic
+from dgharness.rundir import Metric
 from dgharness.selection.rule import Evaluation
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ import dgharness
 from dgharness import registry
 from dgharness.config import compose
 from dgharness.data.groups import OVERLAP
+from dgharness.files import write_atomic
 from dgharness.names import few, listed
 from dgharness.preset import preset_tree
 from dgharness.resolution import PLACES, flat, resolve, without_later_fields
-from dgharness.rundir import DatasetInput, RunDir, write_atomic
+from dgharness.rundir import DatasetInput, RunDir
 from dgharness.selection.rule import HELD_OUT
 from dgharness.training.epochs import in_updates, updates_per_epoch
 from dgharness.training.leaderboard import leaderboard_tags

@@ -10,13 +10,13 @@ import torch
 
 from dgharness import registry
 from dgharness.errors import Interrupted
+from dgharness.files import write_atomic, write_json
 from dgharness.metrics.every import every_metric
 from dgharness.metrics.measure import measure_of
 from dgharness.metrics.scores import FEW
 from dgharness.names import slugs
 from dgharness.plugin import Predictor
 from dgharness.predictions import Predictions, write_predictions
-from dgharness.rundir import write_atomic, write_json
 from dgharness.selection.rule import Evaluation
 from dgharness.training import checkpoint
 from dgharness.training.adaptation import Adaptation, Draw, best
