@@ -257,8 +257,8 @@ def _row(case: str, rho: float, normalised: bool, rise: Rise) -> dict[str, Any]:
 def _caption(examples: int, batches: int) -> str:
     return (
         f"Adaptive sharpness (Andriushchenko et al., ICML 2023), on {examples} training examples without "
-        f"augmentation in {batches} minibatch{'es' if batches > 1 else ''} of at most {BATCH}, in evaluation mode. average: the mean "
-        f"over {DRAWS} draws of L(w + d) - L(w), d ~ N(0, rho^2 diag w^2); worst: its maximum over |d_i| <= "
+        f"augmentation in {batches} minibatch{'es' if batches > 1 else ''} of at most {BATCH}, in evaluation "
+        f"mode. average: the mean over {DRAWS} draws of L(w + d) - L(w), d ~ N(0, rho^2 diag w^2); worst: its maximum over |d_i| <= "
         f"rho |w_i| as {STEPS} steps of APGD find it, a lower bound; both averaged over the minibatches, "
         "with the standard error over them. normalised: of logits less their mean and divided by their "
         "length, since a larger scale of the logits alone makes a network sharper; of two classes nothing "
