@@ -261,11 +261,10 @@ def _caption(examples: int, batches: int) -> str:
         f"mode. average: the mean over {DRAWS} draws of L(w + d) - L(w), d ~ N(0, rho^2 diag w^2); worst: "
         f"its maximum over |d_i| <= rho |w_i| as {STEPS} steps of APGD find it, a lower bound; both averaged "
         "over the minibatches, with the standard error over them. normalised: of logits less their mean and "
-        "divided by their "
-        "length, since a larger scale of the logits alone makes a network sharper; of two classes nothing "
-        "would be left but the prediction, and it is left out. error_rise: the same of the error rate, at "
-        "the same d. Sharpness goes with the learning rate and says little by itself of how a network does "
-        "on other domains; at times the sharper one does better."
+        "divided by their length, since a larger scale of the logits alone makes a network sharper; of two "
+        "classes nothing would be left but the prediction, and it is left out. error_rise: the same of the "
+        "error rate, at the same d. Sharpness goes with the learning rate and says little by itself of how a "
+        "network does on other domains; at times the sharper one does better."
     )
 
 
