@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgharness import registry, tracking
 from dgharness.commands.reporting import baseline_among
@@ -158,6 +158,7 @@ def _experiment(asked: Asked, names: Sequence[str]) -> Iterator[Part]:
         return _read(path, run, step)
 
     rule, baseline = _rule(asked, finished), baseline_among(asked.baseline, {*map(label_of, finished)})
+    finished.sort(key=lambda run: _order(run, baseline))
     splits: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in finished:
         splits.setdefault(_split_of(run), []).append(run)
@@ -238,6 +239,12 @@ def _split_of(run: RunRecord) -> tuple[str, ...]:
     settings = run.tags.get("dg.settings", "").split("; ")
     data = [item for item in settings if item.startswith(("data.", "protocol."))]
     return (run.dataset, run.protocol, *run.targets, *data)
+
+
+def _order(run: RunRecord, baseline: str) -> tuple[Any, ...]:
+    """The baseline first, and draws as they are numbered, whatever order a store has them in."""
+    label = label_of(run)
+    return label != baseline, label, run.targets, run.hparams_seed, run.trial_seed, run.run_id
 
 
 def _rule(asked: Asked, runs: Sequence[RunRecord]) -> Rule:

@@ -8,8 +8,10 @@ import json
 import pytest
 from small_runs import run_small
 
+from dgharness.commands import diagnosing
 from dgharness.commands.diagnosing import OF_A_RUN, OVER_RUNS, Asked, run_diagnose
 from dgharness.errors import UsageError
+from dgharness.report.load import load_experiment
 from dgharness.tracking.store import client, open_store
 
 EXPERIMENT = "colored-digits/leave-one-domain-out"
@@ -96,6 +98,24 @@ def test_what_cannot_be_diagnosed_is_left_out_with_its_reason(asked, capsys):
 def test_a_mistake_is_a_sentence(asked, changes, sentence):
     with pytest.raises(UsageError, match=sentence):
         run_diagnose(dataclasses.replace(asked, **changes))
+
+
+@pytest.mark.parametrize(("baseline", "rows"), [("erm", ["erm", "vrex"]), ("vrex", ["vrex", "erm"])])
+def test_rows_begin_with_the_baseline_whatever_the_order_of_the_store(
+    asked, capsys, monkeypatch, baseline, rows
+):
+    found = load_experiment(EXPERIMENT)
+    turned = dataclasses.replace(found, records=found.records[::-1])
+    said = []
+    for each in (found, turned):
+        monkeypatch.setattr(diagnosing, "load_experiment", lambda name, each=each: each)
+        run_diagnose(
+            dataclasses.replace(asked, only=["by-group", "id-ood-line"], baseline=baseline, as_json=True)
+        )
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    by_group = json.loads(said[0])[1]
+    assert list(dict.fromkeys(row["algorithm"] for row in by_group["table"])) == rows
 
 
 def test_one_run_has_no_baseline(trained, asked):
