@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from run_records import finished
 
 from dgharness.report.cells import build_tables
 from dgharness.report.html import Subject, page
@@ -20,18 +21,7 @@ VALUES = {("d1", "erm"): (0.6, 0.8), ("d1", "vrex"): (0.7, 0.7), ("d2", "erm"): 
 
 def run(dataset: str, algorithm: str, target: str, value: float, trial: int = 0, **fields) -> RunRecord:
     scored = {f"test/acc/{target}": value, f"test_holdout/acc/{target}": value, "val/acc/x": 0.5}
-    facts = {
-        "run_id": f"{dataset}{algorithm}{target}{trial}{fields}",
-        "algorithm": algorithm,
-        "dataset": dataset,
-        "protocol": "leave-one-domain-out",
-        "targets": (target,),
-        "hparams_seed": 0,
-        "trial_seed": trial,
-        "status": "FINISHED",
-        "evaluations": (Evaluation(1, scored),),
-    }
-    return RunRecord(**(facts | fields))
+    return finished(algorithm, dataset, target, trial, scored, **fields)
 
 
 def runs(values=VALUES, **fields) -> list[RunRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from run_records import finished
 
 from dgharness import registry
 from dgharness.names import slug
@@ -13,7 +14,7 @@ from dgharness.report.cells import build_tables
 from dgharness.report.published import beside, differences, published
 from dgharness.report.render import render, shown
 from dgharness.report.table import block_of
-from dgharness.selection.rule import Evaluation, RunRecord
+from dgharness.selection.rule import Evaluation
 
 MNIST = ("+90%", "+80%", "-90%")
 PACS = ("art_painting", "cartoon", "photo", "sketch")
@@ -25,19 +26,9 @@ LAST = registry.load("selection", "last")
 def run(algorithm, target, trial=0, dataset="colored-mnist", domains=MNIST, **fields):
     metrics = {f"val/acc/{slug(domain)}": 0.5 for domain in domains if domain != target}
     metrics |= {f"{split}/acc/{slug(target)}": 0.6 for split in ("test", "test_holdout")}
-    facts = {
-        "run_id": f"{algorithm}{target}{trial}",
-        "algorithm": algorithm,
-        "dataset": dataset,
-        "protocol": "leave-one-domain-out",
-        "targets": (target,),
-        "hparams_seed": 0,
-        "trial_seed": trial,
-        "status": "FINISHED",
-        "evaluations": (Evaluation(9, metrics | {"test/official/acc_avg": 0.7}),),
-        "tags": {"dg.model": "mnist-cnn", "dg.settings": "train.steps 100; train.sampler by-domain"},
-    }
-    return RunRecord(**(facts | fields))
+    metrics |= {"test/official/acc_avg": 0.7}
+    tags = {"dg.model": "mnist-cnn", "dg.settings": "train.steps 100; train.sampler by-domain"}
+    return finished(algorithm, dataset, target, trial, metrics, **({"tags": tags} | fields))
 
 
 def compared(records, *rules, **options):

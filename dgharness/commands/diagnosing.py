@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dgharness import registry, tracking
-from dgharness.commands.reporting import baseline_among
+from dgharness.commands.reporting import BASELINE, baseline_among
 from dgharness.config import SHOWN
 from dgharness.diagnostics.accuracy_on_the_line import accuracy_on_the_line
 from dgharness.diagnostics.agreement_line import agreement_on_the_line
@@ -63,7 +63,6 @@ OF_A_RUN: dict[str, Callable[[Trained], Diagnosis]] = {
     "style": style,
     "sharpness": sharpness,
 }
-BASELINE = "erm"
 ALSO_OF_A_RUN = ("by-group", "calibration")  # of OVER_RUNS, those that one run is enough for
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from dgharness.selection.rule import Rule
 
 
-REFERENCE, EVERY_REFERENCE = "reference", "every-reference"
+BASELINE = "erm"
+REFERENCES = ("reference", EVERY_REFERENCE := "every-reference")  # published numbers; also of methods not run
 EVERY = ["all"]
 
 
@@ -35,12 +36,12 @@ class Asked:
 
     experiments: Sequence[str]
     rules: Sequence[str] | None = None  # None: the rule that the runs show; ["all"]: every rule
-    baseline: str = "erm"
+    baseline: str = BASELINE
     extras: Sequence[str] = ()
     gaps: bool = False
     cost: bool = False
     ddof: Ddof = 1
-    against: Sequence[str] = ()  # REFERENCE, EVERY_REFERENCE, or directories of earlier runs
+    against: Sequence[str] = ()  # of REFERENCES, or directories of earlier runs
     imported: Sequence[Path] = ()  # directories with results of DomainBed
     plugins: Sequence[str] = ()
     format_: str = "text"
@@ -127,7 +128,7 @@ def _found(asked: Asked) -> list[Runs]:
 
     found: list[Runs] = [load_experiment(experiment) for experiment in asked.experiments]
     for place in asked.against:
-        if place not in (REFERENCE, EVERY_REFERENCE):
+        if place not in REFERENCES:
             found, refused = join(found, Path(place))
             for sentence in refused:
                 to_stderr(sentence)
@@ -177,7 +178,7 @@ def _tables(asked: Asked, found: Runs, rules: Sequence[Rule]) -> list[Table]:
 def _with_published(asked: Asked, table: Table, found: Runs) -> Table:
     from dgharness.report.published import beside
 
-    if not {REFERENCE, EVERY_REFERENCE} & {*asked.against}:
+    if not {*REFERENCES} & {*asked.against}:
         return table
     return beside(table, found.records, others=EVERY_REFERENCE in asked.against)
 
@@ -282,7 +283,7 @@ def _track_report(
 def baseline_among(name: str, rows: Collection[str]) -> str:
     """The baseline, its alias resolved; one that is no row is a mistake unless it is the default."""
     name = registry.canonical("algorithms", name)
-    if name not in rows and name != "erm":
+    if name not in rows and name != BASELINE:
         raise UsageError(f"no run of this experiment has the baseline {name!r}; {did_you_mean(name, rows)}")
     return name
 

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dgharness import rundir, tracking
-from dgharness.config import ExecutionConfig, compose, given
+from dgharness.config import ExecutionConfig, RunConfig, compose, given
 from dgharness.errors import DivergenceError, Interrupted, UsageError
 from dgharness.hparams import checked
 from dgharness.models.weights import without_fetching
@@ -47,20 +48,21 @@ def run_train(
         for line in header_lines(prepared, deviations(prepared), f"{store} → {store.experiment}"):
             to_stderr(line)
 
+    start: Callable[[], Result]
     if resume is None:
-        _check_kept(register, compose(**layers).execution)
-    if resume is None and dry_run:
-        _print_plan(layers, as_json)
-        return
-    if resume and register and (finished := _finished(resume, layers)):
-        _register(finished, register)
-        return
+        config = compose(**layers)
+        _check_kept(register, config.execution)
+        if dry_run:
+            _print_plan(config, as_json)
+            return
+        start = partial(train, config, header=header)
+    else:
+        if register and (finished := _finished(resume, layers)):
+            _register(finished, register)
+            return
+        start = partial(_resume, resume, layers, header=header, register=register, dry_run=dry_run)
     try:
-        result = (
-            train(compose(**layers), header=header)
-            if resume is None
-            else _resume(resume, layers, header=header, register=register, dry_run=dry_run)
-        )
+        result = start()
     except Interrupted:
         ended = _newest(prepared_here)
         if ended:
@@ -154,11 +156,11 @@ def _newest(prepared: Sequence[Prepared]) -> RunDir | None:
     return rundir.find(Path(prepared[0].config.execution.output), prepared[0].config_hash)
 
 
-def _print_plan(layers: Mapping[str, Any], as_json: bool) -> None:
+def _print_plan(config: RunConfig, as_json: bool) -> None:
     import yaml
 
     with without_fetching() as absent:
-        prepared = prepare(compose(**layers))
+        prepared = prepare(config)
     pick_device(prepared.config.execution.device)
     tree = prepared.config.model_dump(mode="json")
     if as_json:

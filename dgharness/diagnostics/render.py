@@ -91,7 +91,8 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, list[str], bool]]:
             yield head, [_cell(value, digits) for value in column], words
         else:
             pairs = list(zip(column, spread, strict=True))
-            yield f"{head} ± s.e.", [_with_error(*pair, _of_errors(pairs, digits)) for pair in pairs], False
+            digits = _of_errors(pairs, digits)
+            yield f"{head} ± s.e.", [_with_error(*pair, digits) for pair in pairs], False
 
 
 def _of_errors(pairs: Sequence[tuple[float, float]], digits: int | None) -> int | None:
@@ -110,10 +111,9 @@ def _is_error(value: float, error: float) -> bool:
 def _with_error(value: float, error: float, digits: int | None) -> str:
     if math.isnan(error):
         return _cell(value, digits)
-    if digits is None or not _is_error(value, error) or round(error, digits) > 0:
-        told = _cell(error if _is_error(value, error) else 0.0, digits)
-    else:
-        told = f"<{10.0**-digits:.{digits}f}"
+    error = error if _is_error(value, error) else 0.0
+    lost = digits is not None and error and not round(error, digits)
+    told = f"<{_cell(10.0**-digits, digits)}" if digits is not None and lost else _cell(error, digits)
     return f"{_cell(value, digits)} ± {told}"
 
 

@@ -79,11 +79,11 @@ def _table(results: Sequence[Place], rule: Rule, found: Ranks | None = None, *, 
     if found is not None:
         columns.append(Column("average rank", "number", rule.name, "extra"))
         cells.append({label: Cell(stated=Stated(rank)) for label, rank in found.mean.items()})
-    ddofs = ", ".join(dict.fromkeys(str(cell.ddof) for column in cells for cell in column.values() if cell.n))
+    ddof = next((cell.ddof for column in cells for cell in column.values() if cell.n), 1)
     what = metric or "the result"
     said = [
         f"Of each dataset {what}, averaged over its held-out domains where it has several: mean ± standard "
-        f"error over trials (ddof = {ddofs or 1}). The mean of the datasets counts each the same.",
+        f"error over trials (ddof = {ddof}). The mean of the datasets counts each the same.",
         str(found) if found is not None else "",
         f"{title(rule)}: {rule.caption}",
     ]
