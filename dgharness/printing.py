@@ -44,6 +44,17 @@ def wrapped(paragraph: str, indent: str = "") -> str:
     )
 
 
+def decimals(numbers: Iterable[float]) -> int:
+    """How many decimals give the largest of some numbers three digits; whole numbers have none.
+
+    >>> [decimals(numbers) for numbers in ([1.0, 0.03], [0.297, 0.007], [1914.7], [99.0, 8.0])]
+    [3, 3, 0, 0]
+    """
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    whole = all(float(size).is_integer() for size in sizes)
+    return 0 if whole else max(0, 3 - math.ceil(math.log10(max(sizes))))
+
+
 def for_json(value: Any) -> Any:
     """The same with numbers of Python's own, and null for NaN and the infinities, which JSON does not have.
 

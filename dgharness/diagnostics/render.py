@@ -6,13 +6,13 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from dgharness.diagnostics.diagnosis import SPREAD, Diagnosis
-from dgharness.printing import for_json, text_table, wrapped
+from dgharness.printing import decimals, for_json, text_table, wrapped
 
 MOST_DECIMALS = 6
 LARGE, LARGEST_COUNT = 1e7, 1e12  # from here on numbers have exponents
@@ -61,19 +61,19 @@ def shown(value: Any) -> str:
     return f"{value:.0f}" if 999.5 <= abs(value) < LARGE else f"{value:z.3g}"
 
 
-def decimals(numbers: Iterable[float]) -> int | None:
-    """How many decimals the numbers of a column are shown with: three digits of the largest, and at least one
-    of the smallest. None where that would be too many; whole numbers have none.
+def _digits(numbers: Sequence[float]) -> int | None:
+    """How many decimals a column is shown with, at least one digit of its smallest number among them.
 
-    >>> [decimals(numbers) for numbers in ([1.0, 0.03], [0.25, -0.0004], [1914.7], [99.0, 8.0], [3.0, 1e-5])]
-    [3, 4, 0, 0, None]
+    None where that would be too many, and each number has digits of its own.
     """
     sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
-    if not sizes or (1 < max(sizes) < LARGEST_COUNT and all(size.is_integer() for size in sizes)):
+    if not sizes:
         return 0
-    of_largest = max(0, 3 - math.ceil(math.log10(max(sizes))))
-    needed = max(of_largest, math.ceil(-math.log10(min(sizes))))
-    return needed if needed <= min(of_largest + 2, MOST_DECIMALS) and max(sizes) < LARGE else None
+    whole = all(size.is_integer() for size in sizes)
+    of_largest = decimals(sizes)
+    needed = of_largest if whole else max(of_largest, math.ceil(-math.log10(min(sizes))))
+    few = needed <= min(of_largest + 2, MOST_DECIMALS)
+    return needed if few and max(sizes) < (LARGEST_COUNT if whole else LARGE) else None
 
 
 def _columns(table: pd.DataFrame) -> Iterator[tuple[str, list[str], bool]]:
@@ -84,7 +84,7 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, list[str], bool]]:
             continue
         head = str(name).replace("_", " ") if OWN_NAME.fullmatch(str(name)) else str(name)
         numbers = [float(value) for value in column] if column.dtype.kind == "f" else None
-        digits = decimals(numbers) if numbers else None
+        digits = _digits(numbers) if numbers else None
         spread = table.get(f"{SPREAD}{name}")
         if spread is None:
             words = any(isinstance(value, str) for value in column)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 from dgharness.errors import UsageError, did_you_mean
-from dgharness.printing import text_table, wrapped
+from dgharness.printing import decimals, text_table, wrapped
 from dgharness.report.statistics import smallest_p
 from dgharness.report.table import Cell, Column, Table
 
@@ -78,10 +77,8 @@ def _numbers(values: Sequence[float], column: Column) -> list[str]:
     sign = "+" if column.is_difference else ""
     if column.unit in ("percent", "points"):
         return [f"{100 * value:{sign}z.1f}" for value in values]
-    largest, decimals = max(map(abs, values)), 0
-    if math.isfinite(largest) and not all(float(value).is_integer() for value in values):
-        decimals = max(0, 2 - math.floor(math.log10(largest)))
-    form = f"z.{decimals}f" if decimals < 7 else ".2e"
+    digits = decimals(values)
+    form = f"z.{digits}f" if digits < 7 else ".2e"
     return [f"{value:{sign}{form}}" for value in values]
 
 
