@@ -47,12 +47,12 @@ def wrapped(paragraph: str, indent: str = "") -> str:
 def decimals(numbers: Iterable[float]) -> int:
     """How many decimals give the largest of some numbers three digits; whole numbers have none.
 
-    >>> [decimals(numbers) for numbers in ([1.0, 0.03], [0.297, 0.007], [1914.7], [99.0, 8.0])]
-    [3, 3, 0, 0]
+    >>> [decimals(numbers) for numbers in ([10.0, 1.15], [0.297, 0.007], [1914.7], [99.0, 8.0])]
+    [1, 3, 0, 0]
     """
     sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
     whole = all(float(size).is_integer() for size in sizes)
-    return 0 if whole else max(0, 3 - math.ceil(math.log10(max(sizes))))
+    return 0 if whole else max(0, 2 - math.floor(math.log10(max(sizes))))
 
 
 def for_json(value: Any) -> Any:

@@ -70,8 +70,8 @@ def _digits(numbers: Sequence[float]) -> int | None:
     if not sizes:
         return 0
     whole = all(size.is_integer() for size in sizes)
-    of_largest = decimals(sizes)
-    needed = of_largest if whole else max(of_largest, math.ceil(-math.log10(min(sizes))))
+    of_largest = 3 if max(sizes) == 1 else decimals(sizes)  # a share of 1 stands among shares below it
+    needed = 0 if whole else max(of_largest, math.ceil(-math.log10(min(sizes))))
     few = needed <= min(of_largest + 2, MOST_DECIMALS)
     return needed if few and max(sizes) < (LARGEST_COUNT if whole else LARGE) else None
 

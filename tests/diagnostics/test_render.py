@@ -43,6 +43,10 @@ def test_counts_have_no_decimals_even_where_one_is_missing():
     ]
 
 
+def test_a_share_of_one_has_the_decimals_of_the_shares_below_it():
+    assert text_of(v=[1.0, 0.0143], all_of_them=[1.0, 1.0])[1:] == [["1.000", "1"], ["0.014", "1"]]
+
+
 def test_no_number_but_zero_is_shown_as_zero():
     assert text_of(v=[1.05, 0.0049, 0.0]) == [["v"], ["1.050"], ["0.005"], ["0.000"]]
     assert text_of(v=[2.17e-6, 1.0e-9]) == [["v"], ["2.17e-06"], ["1e-09"]]
